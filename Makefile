@@ -1,0 +1,49 @@
+# Every target is a line or two over programs in tools/ and playbooks/. Whoever knows Ansible needs none of them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+# The tools of .venv come first. Ansible wants UTF-8, whatever the machine's locale is.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export LC_ALL := C.UTF-8
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: bootstrap
+bootstrap:  ## Install what the other targets need: packages, Docker engine, Python tools (they do it by themselves)
+	@tools/bootstrap
+
+.PHONY: demo
+demo: bootstrap  ## A server in a container on this machine: from bare Debian to a chat in your browser
+	@tools/demo
+
+.PHONY: demo-down
+demo-down: bootstrap  ## Remove the demo and all it has stored
+	@tools/demo down
+
+.PHONY: inventory
+inventory: bootstrap  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
+	@tools/new-inventory
+
+.PHONY: test
+test: bootstrap  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (about 30 minutes)
+	@tools/test
+
+.PHONY: test-fast
+test-fast: bootstrap  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
+	@tools/test --fast
+
+.PHONY: lint
+lint: bootstrap  ## All linters; none may find anything
+	@tools/lint
+
+.PHONY: docs
+docs: bootstrap  ## Write the tables of variables in roles/*/README.md anew
+	@tools/role-docs
+
+.PHONY: benchmark
+benchmark: bootstrap  ## Measure the running demo
+	@tools/benchmark
