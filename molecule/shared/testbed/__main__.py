@@ -1,0 +1,74 @@
+"""Command line of the test bed: up, create, destroy, down, root."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from . import helpers, hosts, images
+from .docker import TestbedError, docker, lock
+
+
+def _up(_: argparse.Namespace) -> None:
+    with lock():
+        helpers.ensure_all()
+        for name in images.SUITES:
+            images.build_vps(name)
+
+
+def _create(options: argparse.Namespace) -> None:
+    wanted = [hosts.Host(**host) for host in json.loads(options.hosts)]
+    print(hosts.create(options.scenario, wanted))
+
+
+def _destroy(options: argparse.Namespace) -> None:
+    hosts.destroy(options.scenario)
+
+
+def _down(options: argparse.Namespace) -> None:
+    with lock():
+        names = docker("ps", "-aq", "--filter", "label=chatbot-testbed").split()
+        if names:
+            docker("rm", "-fv", *names)
+        docker("network", "rm", helpers.NETWORK, check=False)
+        if options.caches:
+            for volume in ("chatbot-testbed-apt", "chatbot-testbed-registry", "chatbot-testbed-pip"):
+                docker("volume", "rm", volume, check=False)
+            for image in (*images.SUITES, "helper", "trixie-slim"):
+                docker("rmi", images.repository(image), check=False)
+
+
+def _root(_: argparse.Namespace) -> None:
+    print(helpers.issuing_root(), end="")
+
+
+def main() -> int:
+    """Parse the command line, run one command, turn foreseeable errors into one clear message."""
+    parser = argparse.ArgumentParser(prog="testbed", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    up = commands.add_parser("up", help="build the images and start the helper hosts")
+    up.set_defaults(call=_up)
+    create = commands.add_parser("create", help="start the hosts of a scenario and write its inventory")
+    create.add_argument("scenario")
+    create.add_argument("hosts", help='JSON list, e.g. \'[{"name": "debian13", "suite": "trixie"}]\'')
+    create.set_defaults(call=_create)
+    destroy = commands.add_parser("destroy", help="remove the hosts of a scenario")
+    destroy.add_argument("scenario")
+    destroy.set_defaults(call=_destroy)
+    down = commands.add_parser("down", help="remove every host and the network")
+    down.add_argument("--caches", action="store_true", help="remove images and package caches too")
+    down.set_defaults(call=_down)
+    root = commands.add_parser("root", help="print the root certificate of the ACME authority")
+    root.set_defaults(call=_root)
+    options = parser.parse_args()
+    try:
+        options.call(options)
+    except TestbedError as error:
+        print(f"testbed: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

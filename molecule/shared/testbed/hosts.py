@@ -1,0 +1,191 @@
+"""Test hosts of one scenario: containers with systemd and sshd, and an Ansible inventory that reaches them over SSH."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from . import helpers, images
+from .docker import CACHE, REPOSITORY, TestbedError, docker, execute, inspect, lock, run, say, wait_until
+
+GROUPS = ("db", "edge", "app", "monitoring")
+FIRST_HOST = 10
+
+
+@dataclass
+class Host:
+    """What a scenario asks for.
+
+    Attributes:
+        name: inventory name of the host.
+        suite: Debian's code name, one of images.SUITES.
+        domain: public name of the chat on this host, known to Docker's DNS and to the ACME authority.
+        groups: inventory groups.
+        publish: ports as docker's --publish takes them, e.g. "127.0.0.1:8443:443".
+        memory: memory limit as docker takes it, e.g. "2g"; empty for none.
+    """
+
+    name: str
+    suite: str = "trixie"
+    domain: str = ""
+    groups: list[str] = field(default_factory=lambda: list(GROUPS))
+    publish: list[str] = field(default_factory=list)
+    memory: str = ""
+
+    def image(self) -> str:
+        """Return the name of the image for the suite."""
+        for image, suite in images.SUITES.items():
+            if suite == self.suite:
+                return image
+        raise TestbedError(f"host {self.name}: no image for suite {self.suite!r}; known: {', '.join(images.SUITES.values())}")
+
+
+def directory(scenario: str) -> Path:
+    """Return the directory of a scenario's inventory and keys."""
+    return CACHE / scenario
+
+
+def container(scenario: str, host: str) -> str:
+    """Return the container name of a test host."""
+    return f"{scenario}-{host}"
+
+
+def _free_address() -> str:
+    used = set(helpers.ADDRESSES.values())
+    for name in docker("ps", "-aq", "--filter", "label=chatbot-testbed.address").splitlines():
+        found = inspect("container", name)
+        if found:
+            used.add(found["Config"]["Labels"]["chatbot-testbed.address"])
+    for number, address in enumerate(ipaddress.ip_network(helpers.SUBNET)):
+        if number >= FIRST_HOST and str(address) not in used:
+            return str(address)
+    raise TestbedError(f"no free address in {helpers.SUBNET}: remove old hosts with `make demo-down` or `molecule destroy --all`")
+
+
+def _start(scenario: str, host: Host) -> str:
+    name = container(scenario, host.name)
+    with lock():
+        images.build_vps(host.image())
+        docker("rm", "-fv", name, check=False)
+        address = _free_address()
+        docker(
+            "create", "--name", name, "--hostname", host.name,
+            "--label", f"chatbot-testbed={scenario}", "--label", f"chatbot-testbed.address={address}",
+            "--network", helpers.NETWORK, "--ip", address, "--network-alias", host.domain, "--network-alias", name,
+            # A VPS has all of these; the machine itself may lack SYS_RESOURCE, so it is left out.
+            "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE", "--security-opt", "seccomp=unconfined",
+            *(["--security-opt", "apparmor=unconfined"] if Path("/sys/module/apparmor").exists() else []),
+            "--cgroupns", "private", "--env", "container=docker", "--tmpfs", "/run", "--tmpfs", "/tmp",  # noqa: S108
+            "--volume", "/var/lib/docker", "--volume", "chatbot-testbed-pip:/root/.cache/pip",
+            *(["--memory", host.memory] if host.memory else []),
+            *(part for port in host.publish for part in ("--publish", port)),
+            images.repository(host.image()),
+        )  # fmt: skip
+        docker("start", name)
+    return address
+
+
+def _settle(scenario: str, host: Host, public_key: str) -> str:
+    """Make a started host what a provider hands over: systemd up, our key in, its mirror near. Return its host keys."""
+    name = container(scenario, host.name)
+
+    def booted() -> bool:
+        state = docker("exec", name, "systemctl", "is-system-running", check=False)
+        return state in {"running", "degraded"}
+
+    wait_until(f"{name}: systemd", booted, 60)
+    trust = {path.name: path.read_text() for path in images.authorities()} | {"testbed.crt": helpers.acme_authority()}
+    script = [
+        "install -d -m 700 /root/.ssh",
+        f"echo '{public_key}' > /root/.ssh/authorized_keys",
+        "echo 'Acquire::http::Proxy \"http://apt-cache:3142\";' > /etc/apt/apt.conf.d/01testbed-cache",
+        *(f"cat > /usr/local/share/ca-certificates/{file} <<'EOF'\n{text}\nEOF" for file, text in trust.items()),
+        "update-ca-certificates >/dev/null 2>&1",
+    ]
+    execute(name, "\n".join(script))
+    return execute(name, "cat /etc/ssh/ssh_host_*_key.pub")
+
+
+def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_hosts: list[str]) -> None:
+    folder = directory(scenario)
+    (folder / "known_hosts").write_text("\n".join(known_hosts) + "\n")
+    trust = folder / "authorities"
+    shutil.rmtree(trust, ignore_errors=True)
+    trust.mkdir()
+    for path in images.authorities():
+        shutil.copy(path, trust)
+    (trust / "testbed.crt").write_text(helpers.acme_authority())
+    hosts = {}
+    groups: dict[str, dict[str, dict[str, None]]] = {}
+    for name, (host, address) in found.items():
+        hosts[name] = {
+            "ansible_host": address,
+            "chatbot_domain": host.domain,
+            "testbed_container": container(scenario, name),
+            "testbed_suite": host.suite,
+        }
+        for group in host.groups:
+            groups.setdefault(group, {}).setdefault("hosts", {})[name] = None  # type: ignore[assignment]
+    inventory = {
+        "all": {
+            "vars": {
+                "ansible_connection": "ssh",
+                "ansible_user": "root",
+                "ansible_ssh_private_key_file": str(folder / "id_ed25519"),
+                "ansible_ssh_common_args": f"-o UserKnownHostsFile={folder / 'known_hosts'} -o StrictHostKeyChecking=yes",
+                "testbed_directory": str(folder),
+                "testbed_mtu": helpers.uplink_mtu(),
+                "chatbot_extra_ca_certificates": sorted(str(path) for path in trust.iterdir()),
+                "chatbot_admin_authorized_keys": [(folder / "id_ed25519.pub").read_text().strip()],
+            },
+            "hosts": hosts,
+            "children": groups,
+        }
+    }
+    (folder / "hosts.yml").write_text("---\n# Written by molecule/shared/testbed.\n" + json.dumps(inventory, indent=2) + "\n")
+    variables = folder / "group_vars" / "all"
+    shutil.rmtree(variables, ignore_errors=True)
+    variables.mkdir(parents=True)
+    (variables / "1-shared.yml").symlink_to(REPOSITORY / "inventories/single/group_vars/all/main.yml")
+    (variables / "2-testbed.yml").symlink_to(REPOSITORY / "molecule/shared/group_vars.yml")
+
+
+def create(scenario: str, hosts: list[Host]) -> Path:
+    """Start the hosts of a scenario and write their inventory; return its directory.
+
+    Raises:
+        TestbedError: when the engine, an image or a host does not come up.
+    """
+    with lock():
+        helpers.ensure_all()
+    folder = directory(scenario)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = folder / "id_ed25519"
+    if not key.exists():
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"testbed {scenario}", "-f", str(key))
+    public = key.with_suffix(".pub").read_text().strip()
+    found: dict[str, tuple[Host, str]] = {}
+    known_hosts: list[str] = []
+    for host in hosts:
+        host.domain = host.domain or f"{host.name}.{scenario}.example.test"
+        found[host.name] = (host, _start(scenario, host))
+    for name, (host, address) in found.items():
+        keys = _settle(scenario, host, public)
+        known_hosts += [f"{address} {line.rsplit(' ', 1)[0]}" for line in keys.splitlines()]
+        helpers.add_name(host.domain, address)
+        say(f"host {name} ({host.suite}) is up at {address}, as {host.domain}")
+    _write_inventory(scenario, found, known_hosts)
+    return folder
+
+
+def destroy(scenario: str) -> None:
+    """Remove a scenario's hosts, their volumes and its inventory; nothing else."""
+    names = docker("ps", "-aq", "--filter", f"label=chatbot-testbed={scenario}").split()
+    if names:
+        docker("rm", "-fv", *names)
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory(scenario))
