@@ -52,12 +52,6 @@ def inspect(kind: str, name: str) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
-def is_running(container: str) -> bool:
-    """Tell whether a container of that name runs."""
-    found = inspect("container", container)
-    return bool(found and found["State"]["Running"])
-
-
 def execute(container: str, script: str, timeout: float = 300) -> str:
     """Run a shell script inside a container and return what it printed."""
     return docker("exec", "-i", container, "sh", "-eu", stdin=script, timeout=timeout)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 from . import images
-from .docker import docker, execute, inspect, is_running, run, say, wait_until
+from .docker import docker, execute, inspect, run, say, wait_until
 
 NETWORK = "chatbot-testbed"
 SUBNET = "172.29.77.0/24"
@@ -38,12 +39,15 @@ def ensure_network() -> None:
 
 def _ensure(name: str, script: str, *options: str) -> bool:
     """Start a helper host with a script as its program; return True when it had to be started."""
-    if is_running(container(name)):
+    digest = hashlib.sha256(script.encode()).hexdigest()[:16]
+    found = inspect("container", container(name))
+    if found and found["State"]["Running"] and found["Config"]["Labels"].get("chatbot-testbed.script") == digest:
         return False
     docker("rm", "-fv", container(name), check=False)
     say(f"starting helper host {name}")
     docker(
         "run", "--detach", "--init", "--name", container(name), "--hostname", name, "--label", "chatbot-testbed=helper",
+        "--label", f"chatbot-testbed.script={digest}",
         "--network", NETWORK, "--ip", ADDRESSES[name], "--network-alias", name, *options,
         images.repository("helper"), "sh", "-euc", script,
     )  # fmt: skip
@@ -72,7 +76,8 @@ def ensure_registry() -> None:
         "EOF\n"
         "exec docker-registry serve /srv/registry.yml"
     )
-    _ensure("registry", script, "--volume", "chatbot-testbed-registry:/var/lib/docker-registry", "--publish", "127.0.0.1::5000")
+    volume = "chatbot-testbed-registry:/var/lib/docker-registry"
+    _ensure("registry", script, "--volume", volume, "--publish", "127.0.0.1::5000")
     wait_until("registry", lambda: "5000" in execute(container("registry"), "ss -ltn"))
     base = images.build_hub_base()
     digest = (inspect("image", base) or {})["Id"]
@@ -86,27 +91,10 @@ def ensure_registry() -> None:
         execute(container("registry"), f"echo {digest} > /var/lib/docker-registry/filled")
 
 
-_ACME = """
-mkdir -p /srv/acme && cd /srv/acme
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 3650 -subj '/CN=Test bed authority' \
-    -keyout ca.key -out ca.pem -addext basicConstraints=critical,CA:TRUE 2>/dev/null
-openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=acme -keyout acme.key -out acme.csr 2>/dev/null
-printf 'subjectAltName=DNS:acme\\nextendedKeyUsage=serverAuth\\n' > acme.ext
-openssl x509 -req -in acme.csr -CA ca.pem -CAkey ca.key -days 3650 -extfile acme.ext -out acme.pem 2>/dev/null
-cat > pebble.json <<'EOF'
-{"pebble": {"listenAddress": "0.0.0.0:14000", "managementListenAddress": "0.0.0.0:15000",
- "certificate": "/srv/acme/acme.pem", "privateKey": "/srv/acme/acme.key", "httpPort": 80, "tlsPort": 443,
- "retryAfter": {"authz": 1, "order": 1}}}
-EOF
-pebble-challtestsrv -defaultIPv4 '' -defaultIPv6 '' -dns01 :8053 -management :8055 -http01 '' -https01 '' -tlsalpn01 '' -doh '' &
-PEBBLE_VA_NOSLEEP=1 exec pebble -config pebble.json -dnsserver 127.0.0.1:8053
-"""
-
-
 def ensure_acme() -> None:
     """ACME authority (pebble, HTTP-01 on port 80) with a DNS of its own that add_name() fills."""
-    if _ensure("acme", _ACME):
-        wait_until("ACME authority", lambda: all(p in execute(container("acme"), "ss -ltn") for p in (":14000", ":8055")))
+    if _ensure("acme", (images.HERE / "acme.sh").read_text()):
+        wait_until("ACME authority", lambda: ":14000" in execute(container("acme"), "ss -ltn"))
         for name, address in ADDRESSES.items():
             add_name(name, address)
 

@@ -41,7 +41,8 @@ class Host:
         for image, suite in images.SUITES.items():
             if suite == self.suite:
                 return image
-        raise TestbedError(f"host {self.name}: no image for suite {self.suite!r}; known: {', '.join(images.SUITES.values())}")
+        known = ", ".join(images.SUITES.values())
+        raise TestbedError(f"host {self.name}: no image for suite {self.suite!r}; known: {known}")
 
 
 def directory(scenario: str) -> Path:
@@ -63,7 +64,7 @@ def _free_address() -> str:
     for number, address in enumerate(ipaddress.ip_network(helpers.SUBNET)):
         if number >= FIRST_HOST and str(address) not in used:
             return str(address)
-    raise TestbedError(f"no free address in {helpers.SUBNET}: remove old hosts with `make demo-down` or `molecule destroy --all`")
+    raise TestbedError(f"no free address in {helpers.SUBNET}: remove old hosts with `molecule destroy --all`")
 
 
 def _start(scenario: str, host: Host) -> str:
@@ -119,6 +120,7 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
     for path in images.authorities():
         shutil.copy(path, trust)
     (trust / "testbed.crt").write_text(helpers.acme_authority())
+    checked = f"-o UserKnownHostsFile={folder / 'known_hosts'} -o StrictHostKeyChecking=yes"
     hosts = {}
     groups: dict[str, dict[str, dict[str, None]]] = {}
     for name, (host, address) in found.items():
@@ -136,7 +138,7 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
                 "ansible_connection": "ssh",
                 "ansible_user": "root",
                 "ansible_ssh_private_key_file": str(folder / "id_ed25519"),
-                "ansible_ssh_common_args": f"-o UserKnownHostsFile={folder / 'known_hosts'} -o StrictHostKeyChecking=yes",
+                "ansible_ssh_common_args": checked,
                 "testbed_directory": str(folder),
                 "testbed_mtu": helpers.uplink_mtu(),
                 "chatbot_extra_ca_certificates": sorted(str(path) for path in trust.iterdir()),
@@ -146,7 +148,8 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
             "children": groups,
         }
     }
-    (folder / "hosts.yml").write_text("---\n# Written by molecule/shared/testbed.\n" + json.dumps(inventory, indent=2) + "\n")
+    text = json.dumps(inventory, indent=2)
+    (folder / "hosts.yml").write_text(f"---\n# Written by molecule/shared/testbed.\n{text}\n")
     variables = folder / "group_vars" / "all"
     shutil.rmtree(variables, ignore_errors=True)
     variables.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Images, built from Debian's archive alone: a bare VPS per suite, the helper host, and the hub's debian:trixie-slim."""
+"""Images, built from Debian's archive alone: a bare VPS per suite, the helper host, the hub's debian:trixie-slim."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 # What a provider's Debian image has before anybody touches it: systemd, sshd, Python for Ansible, little else.
 VPS_PACKAGES = (
-    "systemd systemd-sysv libpam-systemd dbus openssh-server python3 python3-apt sudo ca-certificates iproute2 procps netbase"
+    "systemd systemd-sysv libpam-systemd dbus openssh-server python3 python3-apt sudo "
+    "ca-certificates iproute2 procps netbase"
 )
-HELPER_PACKAGES = "ca-certificates curl openssl iproute2 pebble docker-registry apt-cacher-ng openssh-client sshpass netcat-openbsd"
+HELPER_PACKAGES = (
+    "ca-certificates curl openssl iproute2 openssh-client sshpass netcat-openbsd pebble docker-registry apt-cacher-ng"
+)
 
 SUITES = {"debian13": "trixie", "debian12": "bookworm"}
 
@@ -134,6 +137,6 @@ def environment_ready() -> None:
     """
     for program, package in {"mmdebstrap": "mmdebstrap", "docker": "docker.io", "ssh-keygen": "openssh-client"}.items():
         if not any(Path(folder, program).exists() for folder in os.environ["PATH"].split(":")):
-            raise TestbedError(f"{program} is not installed: run `apt-get install {package}` (or `tools/bootstrap` as root)")
+            raise TestbedError(f"{program} is not installed: run `apt-get install {package}` as root")
     if not docker("info", "--format", "{{.ServerVersion}}", check=False):
         raise TestbedError("the Docker engine does not answer: run `tools/bootstrap` (as root it starts one)")
