@@ -1,0 +1,20 @@
+"""The connection to Valkey. Everything in it can be lost: chat works without."""
+
+from valkey import ConnectionPool, Valkey
+
+from chatbot.settings import Settings
+
+# A local Valkey answers in well under a millisecond; a request must not wait longer than this for a hanging one.
+TIMEOUT_SECONDS = 0.5
+
+
+def connect(settings: Settings) -> Valkey | None:
+    """A client with a pool, or None where no Valkey is configured. No connection is made yet."""
+    if settings.valkey_url is None:
+        return None
+    options: dict[str, object] = {"socket_timeout": TIMEOUT_SECONDS, "max_connections": 100}
+    if not settings.valkey_url.startswith("unix://"):
+        options["socket_connect_timeout"] = TIMEOUT_SECONDS
+    if settings.valkey_password is not None:
+        options["password"] = settings.valkey_password.get_secret_value()
+    return Valkey(connection_pool=ConnectionPool.from_url(settings.valkey_url, **options))

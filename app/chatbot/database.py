@@ -1,0 +1,167 @@
+"""The tables, and short sessions on them.
+
+A session lives for one step and never across a yield: a stream that held a connection would exhaust the pool, and
+under SQLite and gevent an open write transaction stops the whole worker.
+"""
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import CheckConstraint, DateTime, Engine, ForeignKey, Index, MetaData, String, Text, TypeDecorator, create_engine, event
+from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.pool import NullPool
+
+from chatbot.settings import Settings
+
+ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
+
+
+class Role(StrEnum):
+    """Who said it."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+
+
+class Status(StrEnum):
+    """How far a message is: only `streaming` ever changes."""
+
+    COMPLETE = "complete"
+    STREAMING = "streaming"
+    INTERRUPTED = "interrupted"  # stopped by the reader, a time limit or a crash; the text so far is kept
+    FAILED = "failed"  # the model did not answer, or broke off with an error
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC, also in SQLite, which stores no time zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def now() -> datetime:
+    """The current time, aware, in UTC."""
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime}
+
+
+class Conversation(Base):
+    """A tree of messages. Without an owner (a client that keeps no cookie) its identifier is the only key to it."""
+
+    __tablename__ = "conversations"
+    __table_args__ = (Index(None, "owner", "updated_at"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    owner: Mapped[str | None] = mapped_column(String(64))
+    title: Mapped[str] = mapped_column(String(200), default="")
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Message(Base):
+    """One message. `parent_id` is the message it answers, null at the root: a conversation may branch."""
+
+    __tablename__ = "messages"
+    __table_args__ = (
+        CheckConstraint("role IN ('user', 'assistant')", name="role"),
+        CheckConstraint("status IN ('complete', 'streaming', 'interrupted', 'failed')", name="status"),
+        Index(None, "conversation_id", "created_at"),
+        Index(None, "parent_id"),
+    )
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    conversation_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
+    parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("messages.id", ondelete="CASCADE"))
+    role: Mapped[str] = mapped_column(String(16))
+    status: Mapped[str] = mapped_column(String(16))
+    content: Mapped[str] = mapped_column(Text, default="")
+    model: Mapped[str | None] = mapped_column(String(100))
+    prompt_tokens: Mapped[int | None]
+    completion_tokens: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(String(500))
+    created_at: Mapped[datetime] = mapped_column(default=now)
+    updated_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class SchemaBehind(Exception):
+    """The database lacks migrations that this release needs."""
+
+
+class Database:
+    """The engine of one process, and what the rest of the application does with it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.engine = make_engine(settings)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._schema_known_good = False
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction: committed at the end, rolled back on an error, its connection given back in both cases."""
+        with self._sessions.begin() as session:
+            yield session
+
+    def check_schema(self) -> None:
+        """Raise SchemaBehind unless the database has every migration of this release (asked until it was so once).
+
+        A revision this release does not know comes from a newer one: migrations only ever add, so that is fine,
+        and the old colour goes on serving while the new one starts.
+        """
+        if self._schema_known_good:
+            return
+        scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+        with self.engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        head = scripts.get_current_head()
+        known = {script.revision for script in scripts.walk_revisions()}
+        if current is None or (current in known and current != head):
+            raise SchemaBehind(f"the schema is at {current or 'nothing'}, this release needs {head}: run python -m chatbot migrate")
+        self._schema_known_good = True
+
+
+def make_engine(settings: Settings, *, pooled: bool = True) -> Engine:
+    """An engine for the settings' database; no connection is made yet. Error texts never show a statement's values."""
+    url = settings.sqlalchemy_url()
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, hide_parameters=True)
+        event.listen(engine, "connect", _prepare_sqlite)
+        return engine
+    arguments = {
+        "connect_timeout": 3,
+        "application_name": f"chatbot-{settings.colour or settings.release}"[:63],
+    }
+    if not pooled:
+        return create_engine(url, connect_args=arguments, hide_parameters=True, poolclass=NullPool)
+    return create_engine(url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=5, pool_pre_ping=True)
+
+
+def _prepare_sqlite(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=5000"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()

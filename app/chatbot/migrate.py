@@ -1,0 +1,41 @@
+"""Brings the schema to this release's, one process at a time."""
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import text
+
+from chatbot.database import ALEMBIC_INI, make_engine
+from chatbot.settings import Settings
+
+# Any constant will do, as long as every release uses the same one ("chatbot" in ASCII).
+LOCK = 0x63686174626F74
+LOCK_TIMEOUT_SECONDS = 60
+
+
+def migrate(settings: Settings) -> str:
+    """Run every missing migration and say in a few words what happened. A schema newer than this release is left alone.
+
+    Under PostgreSQL a session lock makes parallel calls wait for each other, at most LOCK_TIMEOUT_SECONDS;
+    sqlalchemy.exc.OperationalError then, and when the database cannot be reached.
+    """
+    engine = make_engine(settings, pooled=False)
+    config = Config(ALEMBIC_INI)
+    scripts = ScriptDirectory.from_config(config)
+    head = scripts.get_current_head()
+    with engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
+            connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})
+            connection.commit()
+        before = MigrationContext.configure(connection).get_current_revision()
+        connection.rollback()
+        if before == head:
+            return f"already at {head}"
+        if before is not None and before not in {script.revision for script in scripts.walk_revisions()}:
+            return f"at {before}, newer than this release's {head}: left alone"
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        connection.commit()
+    return f"upgraded from {before or 'nothing'} to {head}"

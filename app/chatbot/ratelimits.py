@@ -1,0 +1,43 @@
+"""How many messages a browser session and an address may send."""
+
+import time
+
+from flask import Flask, g
+from flask_limiter import Limiter, RequestLimit
+from flask_limiter.util import get_remote_address
+from valkey import Valkey
+
+from chatbot.sessions import session_id
+from chatbot.settings import Settings
+
+
+def init_rate_limits(app: Flask, settings: Settings, valkey: Valkey | None, endpoint: str) -> None:
+    """Limit `endpoint` per session and per address, over all workers through Valkey.
+
+    When Valkey is down each worker counts for itself until it is back.
+    """
+    storage: dict[str, object] = {}
+    if valkey is not None:
+        storage = {"storage_uri": "valkey://", "storage_options": {"connection_pool": valkey.connection_pool}}
+    limiter = Limiter(
+        get_remote_address,
+        app=app,
+        strategy="moving-window",
+        key_prefix="chatbot:limits:",
+        swallow_errors=True,
+        in_memory_fallback_enabled=valkey is not None,
+        on_breach=_remember_reset,
+        **({"storage_uri": "memory://"} | storage),  # type: ignore[arg-type]
+    )
+    view = app.view_functions[endpoint]
+    view = limiter.limit(settings.rate_limit_address, key_func=get_remote_address)(view)
+    app.view_functions[endpoint] = limiter.limit(settings.rate_limit, key_func=_session_or_address)(view)
+
+
+def _session_or_address() -> str:
+    identifier = session_id()
+    return f"session:{identifier}" if identifier else f"address:{get_remote_address()}"
+
+
+def _remember_reset(limit: RequestLimit) -> None:
+    g.retry_after = max(1, round(limit.reset_at - time.time()))

@@ -1,0 +1,48 @@
+from gevent import monkey; monkey.patch_all()  # noqa: E702, I001 - before any other import: gunicorn patches only after the fork
+"""gunicorn's configuration. The worker count and time-outs come from the application's settings."""
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from chatbot.logs import logging_config
+from chatbot.settings import SettingsError, load_settings
+
+try:
+    _settings = load_settings()
+except SettingsError as error:
+    sys.exit(f"chatbot: {error}")
+
+# prometheus_client decides on import, in the workers, whether it shares its numbers.
+_metrics = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", os.path.join(tempfile.gettempdir(), "chatbot-metrics")))
+
+wsgi_app = "chatbot.wsgi:app"
+chdir = str(Path(__file__).resolve().parent)
+bind = _settings.bind
+workers = _settings.workers
+worker_class = "gevent"
+# Streams are cheap: this is a guard against running out of file descriptors. No max_requests: it cuts running streams.
+worker_connections = 1000
+# A worker whose event loop is stuck for this long is replaced (seconds).
+timeout = 60
+graceful_timeout = _settings.graceful_timeout
+keepalive = 75
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - never a disk that can stall
+control_socket_disable = True
+logconfig_dict = logging_config(_settings.log_level)
+
+
+def on_starting(server: Any) -> None:
+    """Forget the metrics of the previous start. Here and not at module level, which a reload runs again."""
+    _metrics.mkdir(parents=True, exist_ok=True)
+    for file in _metrics.glob("*.db"):
+        file.unlink()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Take a dead worker's gauges out of the sums."""
+    from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+
+    GunicornInternalPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)

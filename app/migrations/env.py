@@ -1,0 +1,22 @@
+"""Alembic's entry: uses the connection that `chatbot.migrate` holds the lock on, or opens one of its own for developers."""
+
+from alembic import context
+from sqlalchemy import Connection
+
+from chatbot.database import Base, make_engine
+from chatbot.settings import load_settings
+
+
+def run(connection: Connection) -> None:
+    """Run the migrations on this connection, all in one transaction."""
+    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=connection.dialect.name == "sqlite")
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+given: Connection | None = context.config.attributes.get("connection")
+if given is not None:
+    run(given)
+else:
+    with make_engine(load_settings()).begin() as own:
+        run(own)
