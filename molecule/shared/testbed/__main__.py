@@ -19,7 +19,7 @@ def _up(_: argparse.Namespace) -> None:
 
 def _create(options: argparse.Namespace) -> None:
     wanted = [hosts.Host(**host) for host in json.loads(options.hosts)]
-    print(hosts.create(options.scenario, wanted))
+    print(hosts.create(options.scenario, wanted, keep=options.keep))
 
 
 def _destroy(options: argparse.Namespace) -> None:
@@ -52,6 +52,7 @@ def main() -> int:
     create = commands.add_parser("create", help="start the hosts of a scenario and write its inventory")
     create.add_argument("scenario")
     create.add_argument("hosts", help='JSON list, e.g. \'[{"name": "debian13", "suite": "trixie"}]\'')
+    create.add_argument("--keep", action="store_true", help="leave hosts that exist as they are")
     create.set_defaults(call=_create)
     destroy = commands.add_parser("destroy", help="remove the hosts of a scenario")
     destroy.add_argument("scenario")

@@ -27,6 +27,7 @@ class Host:
         groups: inventory groups.
         publish: ports as docker's --publish takes them, e.g. "127.0.0.1:8443:443".
         memory: memory limit as docker takes it, e.g. "2g"; empty for none.
+        user: account that Ansible logs in with; a bare host knows only root.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Host:
     groups: list[str] = field(default_factory=lambda: list(GROUPS))
     publish: list[str] = field(default_factory=list)
     memory: str = ""
+    user: str = "root"
 
     def image(self) -> str:
         """Return the name of the image for the suite."""
@@ -46,8 +48,13 @@ class Host:
 
 
 def directory(scenario: str) -> Path:
-    """Return the directory of a scenario's inventory and keys."""
+    """Return the directory of a scenario's inventory."""
     return CACHE / scenario
+
+
+def private(scenario: str) -> Path:
+    """Return the directory of a scenario's keys; hidden, so that Ansible does not read it as inventory."""
+    return directory(scenario) / ".private"
 
 
 def container(scenario: str, host: str) -> str:
@@ -67,9 +74,13 @@ def _free_address() -> str:
     raise TestbedError(f"no free address in {helpers.SUBNET}: remove old hosts with `molecule destroy --all`")
 
 
-def _start(scenario: str, host: Host) -> str:
+def _start(scenario: str, host: Host, *, keep: bool) -> str:
     name = container(scenario, host.name)
     with lock():
+        present = inspect("container", name)
+        if keep and present:
+            docker("start", name)
+            return str(present["Config"]["Labels"]["chatbot-testbed.address"])
         images.build_vps(host.image())
         docker("rm", "-fv", name, check=False)
         address = _free_address()
@@ -112,37 +123,37 @@ def _settle(scenario: str, host: Host, public_key: str) -> str:
 
 
 def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_hosts: list[str]) -> None:
-    folder = directory(scenario)
-    (folder / "known_hosts").write_text("\n".join(known_hosts) + "\n")
-    trust = folder / "authorities"
+    folder, keys = directory(scenario), private(scenario)
+    (keys / "known_hosts").write_text("\n".join(known_hosts) + "\n")
+    trust = keys / "authorities"
     shutil.rmtree(trust, ignore_errors=True)
     trust.mkdir()
     for path in images.authorities():
         shutil.copy(path, trust)
     (trust / "testbed.crt").write_text(helpers.acme_authority())
-    checked = f"-o UserKnownHostsFile={folder / 'known_hosts'} -o StrictHostKeyChecking=yes"
+    checked = f"-o UserKnownHostsFile={keys / 'known_hosts'} -o StrictHostKeyChecking=yes"
     hosts = {}
     groups: dict[str, dict[str, dict[str, None]]] = {}
     for name, (host, address) in found.items():
         hosts[name] = {
             "ansible_host": address,
+            "ansible_user": host.user,
             "chatbot_domain": host.domain,
             "testbed_container": container(scenario, name),
             "testbed_suite": host.suite,
         }
         for group in host.groups:
-            groups.setdefault(group, {}).setdefault("hosts", {})[name] = None  # type: ignore[assignment]
+            groups.setdefault(group, {}).setdefault("hosts", {})[name] = None
     inventory = {
         "all": {
             "vars": {
                 "ansible_connection": "ssh",
-                "ansible_user": "root",
-                "ansible_ssh_private_key_file": str(folder / "id_ed25519"),
+                "ansible_ssh_private_key_file": str(keys / "id_ed25519"),
                 "ansible_ssh_common_args": checked,
                 "testbed_directory": str(folder),
                 "testbed_mtu": helpers.uplink_mtu(),
                 "chatbot_extra_ca_certificates": sorted(str(path) for path in trust.iterdir()),
-                "chatbot_admin_authorized_keys": [(folder / "id_ed25519.pub").read_text().strip()],
+                "chatbot_admin_authorized_keys": [(keys / "id_ed25519.pub").read_text().strip()],
             },
             "hosts": hosts,
             "children": groups,
@@ -157,8 +168,10 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
     (variables / "2-testbed.yml").symlink_to(REPOSITORY / "molecule/shared/group_vars.yml")
 
 
-def create(scenario: str, hosts: list[Host]) -> Path:
+def create(scenario: str, hosts: list[Host], *, keep: bool = False) -> Path:
     """Start the hosts of a scenario and write their inventory; return its directory.
+
+    With keep, hosts that exist already are started and left as they are; without it they are made anew.
 
     Raises:
         TestbedError: when the engine, an image or a host does not come up.
@@ -166,8 +179,8 @@ def create(scenario: str, hosts: list[Host]) -> Path:
     with lock():
         helpers.ensure_all()
     folder = directory(scenario)
-    folder.mkdir(parents=True, exist_ok=True)
-    key = folder / "id_ed25519"
+    private(scenario).mkdir(parents=True, exist_ok=True)
+    key = private(scenario) / "id_ed25519"
     if not key.exists():
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"testbed {scenario}", "-f", str(key))
     public = key.with_suffix(".pub").read_text().strip()
@@ -175,7 +188,7 @@ def create(scenario: str, hosts: list[Host]) -> Path:
     known_hosts: list[str] = []
     for host in hosts:
         host.domain = host.domain or f"{host.name}.{scenario}.example.test"
-        found[host.name] = (host, _start(scenario, host))
+        found[host.name] = (host, _start(scenario, host, keep=keep))
     for name, (host, address) in found.items():
         keys = _settle(scenario, host, public)
         known_hosts += [f"{address} {line.rsplit(' ', 1)[0]}" for line in keys.splitlines()]
