@@ -81,7 +81,7 @@ class Model:
             stream.close()
 
     def _open(self, turns: list[Turn]) -> "openai.Stream[object]":
-        """Send the question. Only an unreachable server is asked again (it may be restarting), within two seconds."""
+        """Send the question. A server that is unreachable or still loading is asked again, for two seconds: it may be restarting."""
         for attempt in range(CONNECT_ATTEMPTS):
             try:
                 # Unlike chat.completions.create(), plain dicts: validating each piece costs forty times its parsing.
@@ -93,11 +93,16 @@ class Model:
                     stream_cls=openai.Stream[object],
                 )
             except openai.OpenAIError as error:
-                again = isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
-                if not again or attempt == CONNECT_ATTEMPTS - 1:
+                if not _may_be_restarting(error) or attempt == CONNECT_ATTEMPTS - 1:
                     raise _explained(error) from None
                 time.sleep(0.5 * (attempt + 1))
         raise AssertionError("unreachable")
+
+
+def _may_be_restarting(error: openai.OpenAIError) -> bool:
+    if isinstance(error, openai.APIStatusError):
+        return error.status_code == 503
+    return isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
 
 
 def _chunks(stream: "openai.Stream[object]") -> Iterator[Chunk]:
