@@ -1,0 +1,143 @@
+"""A client of the chat as a stranger on the network sees it: HTTPS with a checked certificate, login, streamed answer."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class ChatError(RuntimeError):
+    """The chat did not answer as it should; the message says what it answered."""
+
+
+class _Connection(http.client.HTTPSConnection):
+    """HTTPS to a given address, under the name of the site."""
+
+    def __init__(self, domain: str, address: str, port: int, context: ssl.SSLContext, timeout: float) -> None:
+        super().__init__(domain, port, context=context, timeout=timeout)
+        self._address = address
+        self._tls = context
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = self._tls.wrap_socket(plain, server_hostname=self.host)
+
+
+class ChatClient:
+    """Talks to one site.
+
+    Attributes:
+        arrivals: when each piece of the last answer arrived, in seconds after the question was sent.
+        total_seconds: when the last answer was complete, in seconds after the question was sent.
+        usage: what the `done` event said of the last answer.
+    """
+
+    def __init__(
+        self,
+        domain: str,
+        *,
+        address: str,
+        port: int = 443,
+        user: str,
+        password: str,
+        authority: Path,
+        timeout: float = 60,
+    ) -> None:
+        """Talk to `domain` at `address`; `authority` is a PEM file with the root that must have signed its certificate."""
+        self._domain, self._address, self._port, self._timeout = domain, address, port, timeout
+        self._context = ssl.create_default_context(cafile=str(authority))
+        login = base64.b64encode(f"{user}:{password}".encode()).decode()
+        self._headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        self.arrivals: list[float] = []
+        self.total_seconds = 0.0
+        self.usage: dict[str, Any] = {}
+
+    @property
+    def first_token_seconds(self) -> float:
+        """Time to first token of the last answer, in seconds."""
+        return self.arrivals[0]
+
+    def _connect(self) -> _Connection:
+        return _Connection(self._domain, self._address, self._port, self._context, self._timeout)
+
+    def certificate_issuer(self) -> str:
+        """Return the common name of who signed the site's certificate.
+
+        Raises:
+            ChatError: when the site cannot be reached or its certificate is not signed by the authority.
+        """
+        connection = self._connect()
+        try:
+            connection.connect()
+            certificate = connection.sock.getpeercert() or {}
+        except OSError as error:
+            raise ChatError(f"https://{self._domain}:{self._port}/ at {self._address}: {error}") from error
+        finally:
+            connection.close()
+        names: Any = certificate.get("issuer", ())
+        return str(next(value for part in names for key, value in part if key == "commonName"))
+
+    def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Send one request; return status and body, decoded where it is JSON. A str or bytes body goes as it is."""
+        payload = body if isinstance(body, str | bytes | None) else json.dumps(body)
+        connection = self._connect()
+        try:
+            connection.request(method, path, payload, self._headers | (headers or {}))
+            response = connection.getresponse()
+            raw = response.read().decode(errors="replace")
+            kind = response.getheader("Content-Type", "")
+        finally:
+            connection.close()
+        return response.status, json.loads(raw) if "json" in kind else raw
+
+    def ask(self, question: str) -> Iterator[str]:
+        """Ask in a new conversation and yield the pieces of the answer as they arrive.
+
+        Raises:
+            ChatError: when the answer is refused, ends in an error or breaks off.
+        """
+        status, conversation = self.call("POST", "/api/v1/conversations", {})
+        if status != 201:
+            raise ChatError(f"no conversation: HTTP {status}: {conversation}")
+        connection = self._connect()
+        self.arrivals, self.usage = [], {}
+        try:
+            started = time.monotonic()
+            path = f"/api/v1/conversations/{conversation['id']}/messages"
+            connection.request("POST", path, json.dumps({"content": question}), self._headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise ChatError(f"no answer: HTTP {response.status}: {response.read().decode(errors='replace')}")
+            for name, data in _events(response):
+                if name == "delta":
+                    self.arrivals.append(time.monotonic() - started)
+                    yield data["text"]
+                elif name == "error":
+                    raise ChatError(f"the answer ended in an error: {data}")
+                elif name == "done":
+                    self.usage, self.total_seconds = data, time.monotonic() - started
+                    return
+            raise ChatError("the answer broke off")
+        finally:
+            connection.close()
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
+    name, data = "", ""
+    while line := response.readline():
+        text = line.decode().rstrip("\n")
+        if text.startswith("event: "):
+            name = text.removeprefix("event: ")
+        elif text.startswith("data: "):
+            data = text.removeprefix("data: ")
+        elif not text and name:
+            yield name, json.loads(data)
+            name, data = "", ""
