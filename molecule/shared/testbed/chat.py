@@ -1,4 +1,4 @@
-"""A client of the chat as a stranger on the network sees it: HTTPS with a checked certificate, login, streamed answer."""
+"""A client of the chat as a stranger on the network sees it: HTTPS checked certificate, login, streamed answer."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ChatClient:
         authority: Path,
         timeout: float = 60,
     ) -> None:
-        """Talk to `domain` at `address`; `authority` is a PEM file with the root that must have signed its certificate."""
+        """Talk to `domain` at `address`; `authority` is a PEM file: the root that must have signed its certificate."""
         self._domain, self._address, self._port, self._timeout = domain, address, port, timeout
         self._context = ssl.create_default_context(cafile=str(authority))
         login = base64.b64encode(f"{user}:{password}".encode()).decode()

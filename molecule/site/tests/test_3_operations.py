@@ -25,7 +25,7 @@ def test_health_fits_one_screen_and_is_good(playbook):
     assert _recap(output)["changed"] == 0
 
 
-def test_backup_and_restore_bring_a_conversation_back(host, chat, playbook):
+def test_backup_and_restore_bring_a_conversation_back(chat, playbook):
     _, conversation = chat.call("POST", "/api/v1/conversations", {"title": "Kept in a backup"})
     path = f"/api/v1/conversations/{conversation['id']}"
     code, output = playbook("backup.yml")

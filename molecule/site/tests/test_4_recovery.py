@@ -28,7 +28,7 @@ def test_killed_program_is_back(host, chat, victim):
 
 
 @pytest.mark.timeout(300)
-def test_reboot_brings_everything_back(host, chat, variables):
+def test_reboot_brings_everything_back(chat, variables):
     docker("restart", "--time", "20", variables["testbed_container"])
     chats_again(chat, 180)
     failed = docker(
