@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar, cast
 
 import orjson
 from flask import Blueprint, Response, current_app, request
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, StringConstraints, ValidationError
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
@@ -32,8 +32,21 @@ LIST_LIMIT = 100
 
 Body = TypeVar("Body", bound=BaseModel)
 
-Title = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, max_length=200, pattern=r"^[^\x00]*$")]
-Content = Annotated[str, StringConstraints(strict=True, pattern=r"^[^\x00]*\S[^\x00]*$")]
+
+def _storable(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain NUL")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+Title = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, max_length=200), AfterValidator(_storable)]
+Content = Annotated[str, Strict(), AfterValidator(_storable), AfterValidator(_not_blank)]
 
 
 class NewConversation(BaseModel):
@@ -226,14 +239,9 @@ def _read_body(model: type[Body], *, optional: bool = False) -> Body:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        errors = [{"field": ".".join(map(str, item["loc"])) or "body", "message": _plain(item)} for item in error.errors()]
+        errors = [{"field": ".".join(map(str, item["loc"])) or "body", "message": item["msg"].removeprefix("Value error, ")} for item in error.errors()]
         detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors)
         raise Problem(422, "Invalid request", detail, errors=errors) from None
-
-
-def _plain(item: Any) -> str:
-    """Pydantic's message, with words instead of a regular expression."""
-    return "must not be blank or contain NUL" if item["type"] == "string_pattern_mismatch" else str(item["msg"])
 
 
 def _find(session: Session, conversation_id: uuid.UUID) -> Conversation:

@@ -18,7 +18,6 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, DateTime, Engine, ForeignKey, Index, MetaData, String, Text, TypeDecorator, create_engine, event
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
-from sqlalchemy.pool import NullPool
 
 from chatbot.settings import Settings
 
@@ -144,7 +143,7 @@ class Database:
         self._schema_known_good = True
 
 
-def make_engine(settings: Settings, *, pooled: bool = True) -> Engine:
+def make_engine(settings: Settings) -> Engine:
     """An engine for the settings' database; no connection is made yet. Error texts never show a statement's values."""
     url = settings.sqlalchemy_url()
     if url.get_backend_name() == "sqlite":
@@ -155,8 +154,6 @@ def make_engine(settings: Settings, *, pooled: bool = True) -> Engine:
         "connect_timeout": 3,
         "application_name": f"chatbot-{settings.colour or settings.release}"[:63],
     }
-    if not pooled:
-        return create_engine(url, connect_args=arguments, hide_parameters=True, poolclass=NullPool)
     return create_engine(url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=5, pool_pre_ping=True)
 
 

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 SAVE_EVERY = 1.0
 # The last save is tried again for as long as a killed PostgreSQL needs to come back.
 LAST_SAVE_ATTEMPTS = 10
+LAST_SAVE_PAUSE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ class Generation:
         for _ in range(LAST_SAVE_ATTEMPTS):
             if self._save(status, error=error):
                 return
-            time.sleep(1)
+            time.sleep(LAST_SAVE_PAUSE)
         log.error("the end of an answer could not be saved", extra={"message_id": str(self.message_id)})
 
     def _save(self, status: Status, *, error: str | None = None) -> bool:

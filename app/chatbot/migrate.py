@@ -1,5 +1,7 @@
 """Brings the schema to this release's, one process at a time."""
 
+import contextlib
+
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -20,11 +22,13 @@ def migrate(settings: Settings) -> str:
     Under PostgreSQL a session lock makes parallel calls wait for each other, at most LOCK_TIMEOUT_SECONDS;
     sqlalchemy.exc.OperationalError then, and when the database cannot be reached.
     """
-    engine = make_engine(settings, pooled=False)
+    engine = make_engine(settings)
     config = Config(ALEMBIC_INI)
     scripts = ScriptDirectory.from_config(config)
     head = scripts.get_current_head()
-    with engine.connect() as connection:
+    with contextlib.ExitStack() as stack:
+        stack.callback(engine.dispose)
+        connection = stack.enter_context(engine.connect())
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"SET lock_timeout = '{LOCK_TIMEOUT_SECONDS}s'"))
             connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": LOCK})

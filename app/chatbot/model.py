@@ -16,6 +16,7 @@ from chatbot.settings import Settings
 log = logging.getLogger(__name__)
 
 CONNECT_ATTEMPTS = 3
+RETRY_PAUSE = 0.5  # seconds before the second attempt, twice that before the third
 
 
 class Turn(TypedDict):
@@ -95,7 +96,7 @@ class Model:
             except openai.OpenAIError as error:
                 if not _may_be_restarting(error) or attempt == CONNECT_ATTEMPTS - 1:
                     raise _explained(error) from None
-                time.sleep(0.5 * (attempt + 1))
+                time.sleep(RETRY_PAUSE * (attempt + 1))
         raise AssertionError("unreachable")
 
 
@@ -113,15 +114,15 @@ def _chunks(stream: "openai.Stream[object]") -> Iterator[Chunk]:
                 yield chunk
     except (openai.OpenAIError, httpx2.HTTPError) as error:
         raise _explained(error) from None
-    except ValueError:
-        log.warning("the model's stream holds invalid JSON")
+    except (ValueError, TypeError, AttributeError, LookupError):  # no JSON, or not the API's
+        log.warning("the model's stream cannot be read")
         raise ModelError(502, "The model sent something that cannot be read.") from None
 
 
 def _parse(data: object) -> Chunk | None:
     """A server's event as a Chunk; None for events without anything of interest (role only, empty choices)."""
     if not isinstance(data, dict):
-        raise ValueError("not an object")
+        raise TypeError("not an object")
     choices = data.get("choices") or [{}]
     usage = data.get("usage") or {}
     delta = choices[0].get("delta") or {}

@@ -1,0 +1,116 @@
+"""What several test modules need: reading event streams, waiting, real server processes."""
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from chatbot.settings import Settings, load_settings
+
+APP = Path(__file__).resolve().parent.parent
+SECRET = "0123456789abcdef" * 2
+
+
+def environment(model_url: str, database_url: str, **more: str) -> dict[str, str]:
+    """The application's environment for a test."""
+    return {
+        "CHATBOT_DATABASE_URL": database_url,
+        "CHATBOT_SECRET_KEY": SECRET,
+        "CHATBOT_MODEL_BASE_URL": model_url,
+        "CHATBOT_MODEL_NAME": "test-model",
+    } | {f"CHATBOT_{name.upper()}": value for name, value in more.items()}
+
+
+def make_settings(model_url: str = "http://127.0.0.1:9/v1", database_url: str = "sqlite://", **more: str) -> Settings:
+    """The application's settings for a test. Port 9 answers nobody."""
+    return load_settings(environment(model_url, database_url, **more))
+
+
+def parse_events(body: bytes) -> list[tuple[str, dict[str, Any]]]:
+    """All Server-Sent Events of a finished body as (name, data)."""
+    events = []
+    for block in body.decode().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            events.append((fields["event"], json.loads(fields["data"])))
+    return events
+
+
+def eventually[T](question: Callable[[], T], seconds: float = 10) -> T:
+    """The first truthy answer; AssertionError when there is none in time."""
+    end = time.monotonic() + seconds
+    while not (answer := question()):
+        assert time.monotonic() < end, f"not within {seconds} s; last answer: {answer!r}"
+        time.sleep(0.05)
+    return answer
+
+
+def free_port() -> int:
+    """A TCP port on loopback that nobody listens on right now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def process(*command: str, **options: Any) -> Iterator["subprocess.Popen[str]"]:
+    """A child process that is gone at the end, whatever happens."""
+    child = subprocess.Popen(command, **options)
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+@contextlib.contextmanager
+def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
+    """The application under its real server, migrated and ready to serve; gives its base URL."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    variables = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics"), "CHATBOT_BIND": f"127.0.0.1:{port}"} | variables
+    subprocess.run([sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True, capture_output=True)
+    with (
+        (directory / "gunicorn.log").open("w") as log,
+        process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=log, stderr=log, text=True),
+    ):
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: answers(url), 20)
+            yield url
+            return
+        raise AssertionError((directory / "gunicorn.log").read_text())
+
+
+def answers(url: str) -> bool:
+    """Whether the server is alive."""
+    try:
+        with urllib.request.urlopen(f"{url}/api/v1/health", timeout=2):
+            return True
+    except OSError:
+        return False
+
+
+def fetch(url: str, data: object = None, method: str | None = None) -> Any:
+    """The JSON that the URL answers; POST where there is data."""
+    body = None if data is None else json.dumps(data).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)
+
+
+def find_program(*names: str) -> str | None:
+    """The first of these programs that is installed, also in Debian's directories for PostgreSQL."""
+    places = [str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    search = os.pathsep.join([os.environ.get("PATH", ""), *places])
+    return next((found for name in names if (found := shutil.which(name, path=search))), None)

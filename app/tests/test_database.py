@@ -1,0 +1,101 @@
+import threading
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import func, select, text
+from sqlalchemy.exc import IntegrityError
+
+from chatbot.database import Base, Conversation, Database, Message, SchemaBehind, now
+from chatbot.migrate import migrate
+from support import make_settings
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(make_settings(database_url=database_url))
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture
+def migrated(database: Database, database_url: str) -> Database:
+    migrate(make_settings(database_url=database_url))
+    return database
+
+
+def message(conversation: Conversation, **values: object) -> Message:
+    return Message(**{"id": uuid.uuid4(), "conversation_id": conversation.id, "role": "user", "status": "complete"} | values)
+
+
+def test_migrations_lead_to_the_models(migrated: Database) -> None:
+    with migrated.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_a_stale_schema_is_noticed_and_a_migration_as_well(database: Database, database_url: str) -> None:
+    with pytest.raises(SchemaBehind, match="at nothing, this release needs"):
+        database.check_schema()
+    migrate(make_settings(database_url=database_url))
+    database.check_schema()
+
+
+def test_a_newer_schema_is_fine(migrated: Database, database_url: str) -> None:
+    with migrated.session() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = 'of-the-next-release'"))
+    migrated.check_schema()
+    assert "newer than this release" in migrate(make_settings(database_url=database_url))
+    migrated.check_schema()
+
+
+def test_migrating_again_changes_nothing(migrated: Database, database_url: str) -> None:
+    assert migrate(make_settings(database_url=database_url)).startswith("already at")
+
+
+def test_parallel_migrations_wait_for_each_other(postgresql_url: str) -> None:
+    results: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(migrate(make_settings(database_url=postgresql_url)))) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(result.split()[0] for result in results) == ["already", "already", "already", "upgraded"]
+
+
+def test_times_come_back_aware_and_in_utc(migrated: Database) -> None:
+    clock = now()
+    with migrated.session() as session:
+        session.add(Conversation(created_at=clock))
+    with migrated.session() as session:
+        assert session.scalars(select(Conversation.created_at)).one() == clock
+
+
+def test_a_conversation_takes_its_tree_with_it(migrated: Database) -> None:
+    with migrated.session() as session:
+        conversation = Conversation()
+        session.add(conversation)
+        session.flush()
+        root = message(conversation)
+        session.add(root)
+        session.flush()
+        session.add(message(conversation, parent_id=root.id))
+    with migrated.session() as session:
+        session.delete(session.get(Conversation, conversation.id))
+    with migrated.session() as session:
+        assert session.scalar(select(func.count(Message.id))) == 0
+
+
+@pytest.mark.parametrize("values", [{"role": "emperor"}, {"status": "lost"}, {"parent_id": uuid.uuid4()}, {"conversation_id": uuid.uuid4()}])
+def test_the_database_refuses_nonsense(migrated: Database, values: dict[str, object]) -> None:
+    with pytest.raises(IntegrityError) as error, migrated.session() as session:
+        conversation = Conversation()
+        session.add(conversation)
+        session.flush()
+        session.add(message(conversation, content="private words", **values))
+    assert "[SQL parameters hidden" in str(error.value)
+    with migrated.session() as session:
+        assert session.scalar(select(func.count(Conversation.id))) == 0  # rolled back as a whole
