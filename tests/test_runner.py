@@ -1,0 +1,80 @@
+"""tools/test counts what the logs say, and never takes silence for success."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from repository import ROOT
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    loader = importlib.machinery.SourceFileLoader("test_program", str(ROOT / "tools/test"))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[loader.name] = module
+    loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def finished(runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Return a function that makes a job which has ended with a status and a log."""
+    monkeypatch.setattr(runner, "LOGS", tmp_path)
+
+    def make(status: str, log: str, counts_itself: bool = True) -> Any:
+        job = runner.Job("job", [["true"]], 1.0, counts_itself=counts_itself)
+        job.status = status
+        job.log.write_text(log)
+        job.count()
+        return job
+
+    return make
+
+
+def test_a_scenarios_tests_are_added_to_its_life(finished: Any) -> None:
+    summary = "\x1b[32m=== 10 passed, 2 skipped in 125.30s (0:02:05) ===\x1b[0m"
+    job = finished("passed", f"SKIPPED [2] tests/test_x.py:3: no AppArmor here\n{summary}\n")
+    assert job.counts == {"passed": 11, "skipped": 2}
+    assert job.skips == ["2 x tests/test_x.py:3: no AppArmor here"]
+
+
+def test_several_runs_of_pytest_add_up(finished: Any) -> None:
+    job = finished("passed", "3 passed in 0.10s\n2 passed, 1 xfailed, 4 warnings in 0.20s\n", counts_itself=False)
+    assert job.counts == {"passed": 6}
+
+
+def test_a_failed_test_is_not_counted_twice(finished: Any) -> None:
+    job = finished("failed", "=== 1 failed, 9 passed, 1 error in 3.00s ===\n")
+    assert job.counts == {"passed": 10, "failed": 2}
+
+
+@pytest.mark.parametrize("status", ["failed", "timeout"])
+@pytest.mark.parametrize("counts_itself", [True, False])
+def test_an_end_without_tests_is_a_failure(finished: Any, status: str, counts_itself: bool) -> None:
+    assert finished(status, "fatal: [debian13]: FAILED!\n", counts_itself).counts == {"failed": 1}
+
+
+def test_what_did_not_run_counts_as_failed(
+    runner: ModuleType, finished: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runner.Run()
+    run.jobs = [finished("passed", ""), runner.Job("other", [["true"]], 1.0)]
+    assert run.summary() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 1 failed, 0 skipped"
+
+
+def test_the_last_line_is_the_count(runner: ModuleType, finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runner.Run()
+    run.jobs = [finished("passed", "=== 4 passed, 1 skipped in 1.00s ===\nSKIPPED [1] a.py:1: why\n")]
+    assert run.summary() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "5 passed, 0 failed, 1 skipped"
+    assert "  job: 1 x a.py:1: why" in lines
