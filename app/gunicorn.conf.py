@@ -1,6 +1,9 @@
-from gevent import monkey; monkey.patch_all()  # noqa: E702, I001 - before any other import: gunicorn patches only after the fork
-"""gunicorn's configuration. The worker count and time-outs come from the application's settings."""
+# ruff: noqa: E402 - the patch comes first
+from gevent import monkey
 
+monkey.patch_all()  # before any other import: gunicorn itself patches only after the fork, too late for psycopg
+
+# gunicorn's configuration. The worker count and time-outs come from the application's settings.
 import os
 import sys
 import tempfile
@@ -16,7 +19,7 @@ except SettingsError as error:
     sys.exit(f"chatbot: {error}")
 
 # prometheus_client decides on import, in the workers, whether it shares its numbers.
-_metrics = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", os.path.join(tempfile.gettempdir(), "chatbot-metrics")))
+_metrics = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(Path(tempfile.gettempdir()) / "chatbot-metrics")))
 
 wsgi_app = "chatbot.wsgi:app"
 chdir = str(Path(__file__).resolve().parent)
@@ -34,14 +37,14 @@ control_socket_disable = True
 logconfig_dict = logging_config(_settings.log_level)
 
 
-def on_starting(server: Any) -> None:
+def on_starting(_server: Any) -> None:
     """Forget the metrics of the previous start. Here and not at module level, which a reload runs again."""
     _metrics.mkdir(parents=True, exist_ok=True)
     for file in _metrics.glob("*.db"):
         file.unlink()
 
 
-def child_exit(server: Any, worker: Any) -> None:
+def child_exit(_server: Any, worker: Any) -> None:
     """Take a dead worker's gauges out of the sums."""
     from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 

@@ -1,1 +1,1 @@
-"""The chatbot: a Flask application that streams a model's answers and keeps them. Entry points: `factory`, `wsgi`, `__main__`."""
+"""The chatbot: streams a model's answers and keeps them. Entry points: `factory`, `wsgi`, `__main__`."""

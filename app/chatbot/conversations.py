@@ -1,16 +1,17 @@
 """The API of conversations and their messages."""
 
 import queue
-import time
 import uuid
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, cast
 
 import orjson
 from flask import Blueprint, Response, current_app, request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, StringConstraints, ValidationError
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from chatbot import metrics
 from chatbot.database import Conversation, Database, Message, Role, Status, now
@@ -29,8 +30,6 @@ DEAD_AFTER = timedelta(seconds=3 * PING_EVERY)
 # A rough lower bound over languages and tokenizers; being wrong only sends fewer old messages.
 CHARS_PER_TOKEN = 3
 LIST_LIMIT = 100
-
-Body = TypeVar("Body", bound=BaseModel)
 
 
 def _storable(text: str) -> str:
@@ -57,7 +56,7 @@ class NewConversation(BaseModel):
 
 
 class NewMessage(BaseModel):
-    """Body of POST …/messages. Without `parent_id` it follows the newest answer; null starts a new branch at the root."""
+    """Body of POST …/messages. Without `parent_id` it follows the newest answer; null starts a new tree."""
 
     model_config = ConfigDict(extra="forbid")
     content: Content
@@ -68,7 +67,9 @@ class NewMessage(BaseModel):
 def create() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Start an empty conversation."""
     body = _read_body(NewConversation, optional=True)
-    conversation = Conversation(owner=session_id(), title=body.title, id=uuid.uuid4(), created_at=now(), updated_at=now())
+    conversation = Conversation(
+        owner=session_id(), title=body.title, id=uuid.uuid4(), created_at=now(), updated_at=now()
+    )
     with _database().session() as session:
         session.add(conversation)
     return _conversation_json(conversation), 201, {"Location": f"{blueprint.url_prefix}/{conversation.id}"}
@@ -76,13 +77,16 @@ def create() -> tuple[dict[str, Any], int, dict[str, str]]:
 
 @blueprint.get("")
 def index() -> dict[str, Any]:
-    """The browser session's conversations, the most recent first, at most LIST_LIMIT. Clients without session see none."""
+    """The browser session's conversations, the most recent first, at most LIST_LIMIT; none without a session."""
     owner = session_id()
     if owner is None:
         return {"conversations": []}
     with _database().session() as session:
         found = session.scalars(
-            select(Conversation).where(Conversation.owner == owner).order_by(Conversation.updated_at.desc()).limit(LIST_LIMIT)
+            select(Conversation)
+            .where(Conversation.owner == owner)
+            .order_by(Conversation.updated_at.desc())
+            .limit(LIST_LIMIT)
         ).all()
     return {"conversations": [_conversation_json(conversation) for conversation in found]}
 
@@ -111,13 +115,17 @@ def delete(conversation_id: uuid.UUID) -> tuple[str, int]:
 def post_message(conversation_id: uuid.UUID) -> Response:
     """Save the user's message and stream the model's answer to it as Server-Sent Events.
 
-    `start` (identifiers), `delta` (text), then `done` (status, usage) or `error` (a problem document). An error before the
-    model has accepted the question is an ordinary problem response instead.
+    `start` (identifiers), `delta` (text), then `done` (status, usage) or `error` (a problem document). An error
+    before the model has accepted the question is an ordinary problem response instead.
     """
     settings, model, database = _settings(), cast(Model, current_app.extensions["model"]), _database()
     body = _read_body(NewMessage)
     if len(body.content) > settings.max_message_chars:
-        raise Problem(422, "Message too long", f"A message may have {settings.max_message_chars} characters; this one has {len(body.content)}.")
+        raise Problem(
+            422,
+            "Message too long",
+            f"A message may have {settings.max_message_chars} characters; this one has {len(body.content)}.",
+        )
 
     with database.session() as session:
         conversation = _find(session, conversation_id)
@@ -137,9 +145,19 @@ def post_message(conversation_id: uuid.UUID) -> Response:
 
     generation = Generation(database, model, answer.id, turns, settings.stream_max_seconds)
     generation.start()
-    stream = EventStream(generation, _sse("start", {
-        "conversation_id": conversation_id, "title": conversation.title, "message_id": answer.id, "user_message_id": question.id, "parent_id": question.parent_id,
-    }))
+    stream = EventStream(
+        generation,
+        _sse(
+            "start",
+            {
+                "conversation_id": conversation_id,
+                "title": conversation.title,
+                "message_id": answer.id,
+                "user_message_id": question.id,
+                "parent_id": question.parent_id,
+            },
+        ),
+    )
     first = stream.wait_for_model()
     if first is not None:
         raise _model_problem(first, message_id=answer.id, user_message_id=question.id)
@@ -192,11 +210,19 @@ class EventStream:
 
     def close(self) -> None:
         """Called by the server after the last event and also when the reader has gone."""
+        self._uncount()
+        if not self._finished:
+            self._generation.cancel()
+
+    def _finish(self, last: bytes) -> bytes:
+        self._finished = True
+        self._uncount()
+        return last
+
+    def _uncount(self) -> None:
         if self._counted:
             self._counted = False
             metrics.open_streams.dec()
-        if not self._finished:
-            self._generation.cancel()
 
     def _encode(self, event: Event) -> bytes:
         match event:
@@ -205,29 +231,38 @@ class EventStream:
             case Delta(text):
                 return _sse("delta", {"text": text})
             case Done():
-                self._finished = True
                 usage = {"prompt_tokens": event.prompt_tokens, "completion_tokens": event.completion_tokens}
-                return _sse(
-                    "done",
-                    {"message_id": self._generation.message_id, "status": event.status, "finish_reason": event.finish_reason, "usage": usage},
-                )
+                data = {
+                    "message_id": self._generation.message_id,
+                    "status": event.status,
+                    "finish_reason": event.finish_reason,
+                    "usage": usage,
+                }
+                return self._finish(_sse("done", data))
             case Failed(error):
-                self._finished = True
-                return _sse("error", _model_problem(error, message_id=self._generation.message_id).document())
+                return self._finish(
+                    _sse("error", _model_problem(error, message_id=self._generation.message_id).document())
+                )
 
 
 def mark_dead_generations(session: Session, conversation_id: uuid.UUID) -> None:
     """Mark answers whose process has died (kill -9, power loss) as interrupted; their text is what was saved last."""
     session.execute(
         update(Message)
-        .where(Message.conversation_id == conversation_id, Message.status == Status.STREAMING, Message.updated_at < now() - DEAD_AFTER)
+        .where(
+            Message.conversation_id == conversation_id,
+            Message.status == Status.STREAMING,
+            Message.updated_at < now() - DEAD_AFTER,
+        )
         .values(status=Status.INTERRUPTED)
     )
 
 
-def _read_body(model: type[Body], *, optional: bool = False) -> Body:
+def _read_body[Body: BaseModel](model: type[Body], *, optional: bool = False) -> Body:
     """The request's body as `model`; a Problem that says what is wrong otherwise."""
     raw = request.get_data()
+    if request.content_length is None and len(raw) >= (request.max_content_length or 0):
+        raise RequestEntityTooLarge  # werkzeug cuts a chunked body off at the limit without a word
     if optional and not raw:
         return model()
     if request.mimetype != "application/json":
@@ -239,7 +274,10 @@ def _read_body(model: type[Body], *, optional: bool = False) -> Body:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        errors = [{"field": ".".join(map(str, item["loc"])) or "body", "message": item["msg"].removeprefix("Value error, ")} for item in error.errors()]
+        errors = [
+            {"field": ".".join(map(str, item["loc"])) or "body", "message": item["msg"].removeprefix("Value error, ")}
+            for item in error.errors()
+        ]
         detail = "; ".join(f"{item['field']}: {item['message']}" for item in errors)
         raise Problem(422, "Invalid request", detail, errors=errors) from None
 
@@ -253,7 +291,7 @@ def _find(session: Session, conversation_id: uuid.UUID) -> Conversation:
     return conversation
 
 
-def _parent(messages: Any, body: NewMessage) -> Message | None:
+def _parent(messages: Sequence[Message], body: NewMessage) -> Message | None:
     """The answer that the new message follows. A Problem when there is no such answer, or it is still being written."""
     answers = {message.id: message for message in messages if message.role == Role.ASSISTANT}
     if body.parent_id is not None:
@@ -265,7 +303,12 @@ def _parent(messages: Any, body: NewMessage) -> Message | None:
     else:
         parent = list(answers.values())[-1]
     if parent.status == Status.STREAMING:
-        raise Problem(409, "Conflict", "An answer is still being written in this conversation; wait for it or stop it.", retry_after=5)
+        raise Problem(
+            409,
+            "Conflict",
+            "An answer is still being written in this conversation; wait for it or stop it.",
+            retry_after=5,
+        )
     return parent
 
 
@@ -273,18 +316,30 @@ def _new_pair(conversation_id: uuid.UUID, parent: Message | None, content: str, 
     """The user's message and the empty answer to it."""
     clock = now()
     question = Message(
-        id=uuid.uuid4(), conversation_id=conversation_id, parent_id=parent.id if parent else None, role=Role.USER,
-        status=Status.COMPLETE, content=content, created_at=clock, updated_at=clock,
+        id=uuid.uuid4(),
+        conversation_id=conversation_id,
+        parent_id=parent.id if parent else None,
+        role=Role.USER,
+        status=Status.COMPLETE,
+        content=content,
+        created_at=clock,
+        updated_at=clock,
     )
     clock += timedelta(microseconds=1)  # sorts behind its question
     answer = Message(
-        id=uuid.uuid4(), conversation_id=conversation_id, parent_id=question.id, role=Role.ASSISTANT,
-        status=Status.STREAMING, model=model, created_at=clock, updated_at=clock,
+        id=uuid.uuid4(),
+        conversation_id=conversation_id,
+        parent_id=question.id,
+        role=Role.ASSISTANT,
+        status=Status.STREAMING,
+        model=model,
+        created_at=clock,
+        updated_at=clock,
     )
     return question, answer
 
 
-def _turns(settings: Settings, messages: Any, parent: Message | None, content: str) -> list[Turn]:
+def _turns(settings: Settings, messages: Sequence[Message], parent: Message | None, content: str) -> list[Turn]:
     """What the model is sent: the branch that leads to the new message, as much of its end as the context window holds.
 
     A question without any answer is left out together with it: many chat templates insist on turns that alternate.
@@ -294,13 +349,16 @@ def _turns(settings: Settings, messages: Any, parent: Message | None, content: s
     room = tokens * CHARS_PER_TOKEN - len(settings.system_prompt or "") - len(content)
     newest_first: list[Turn] = [{"role": "user", "content": content}]
     while parent is not None:
-        question = by_id[parent.parent_id]
+        question = by_id[cast(uuid.UUID, parent.parent_id)]  # an answer always has a question
         if parent.content:
             room -= len(parent.content) + len(question.content)
             if room < 0:
                 break
-            newest_first += [{"role": "assistant", "content": parent.content}, {"role": "user", "content": question.content}]
-        parent = by_id.get(question.parent_id)
+            newest_first += [
+                {"role": "assistant", "content": parent.content},
+                {"role": "user", "content": question.content},
+            ]
+        parent = by_id[question.parent_id] if question.parent_id else None
     if settings.system_prompt:
         newest_first.append({"role": "system", "content": settings.system_prompt})
     return newest_first[::-1]

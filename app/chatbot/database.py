@@ -10,12 +10,24 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, DateTime, Engine, ForeignKey, Index, MetaData, String, Text, TypeDecorator, create_engine, event
+from sqlalchemy import (
+    CheckConstraint,
+    DateTime,
+    Engine,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    create_engine,
+    event,
+)
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
@@ -46,7 +58,7 @@ class UtcDateTime(TypeDecorator[datetime]):
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+    def process_result_value(self, value: datetime | None, _dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -66,7 +78,7 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    type_annotation_map = {datetime: UtcDateTime}
+    type_annotation_map: ClassVar = {datetime: UtcDateTime}
 
 
 class Conversation(Base):
@@ -107,7 +119,7 @@ class Message(Base):
     updated_at: Mapped[datetime] = mapped_column(default=now)
 
 
-class SchemaBehind(Exception):
+class SchemaBehindError(Exception):
     """The database lacks migrations that this release needs."""
 
 
@@ -126,7 +138,7 @@ class Database:
             yield session
 
     def check_schema(self) -> None:
-        """Raise SchemaBehind unless the database has every migration of this release (asked until it was so once).
+        """Raise SchemaBehindError unless the database has every migration of this release (asked until it was so once).
 
         A revision this release does not know comes from a newer one: migrations only ever add, so that is fine,
         and the old colour goes on serving while the new one starts.
@@ -139,7 +151,9 @@ class Database:
         head = scripts.get_current_head()
         known = {script.revision for script in scripts.walk_revisions()}
         if current is None or (current in known and current != head):
-            raise SchemaBehind(f"the schema is at {current or 'nothing'}, this release needs {head}: run python -m chatbot migrate")
+            raise SchemaBehindError(
+                f"the schema is at {current or 'nothing'}, this release needs {head}: run python -m chatbot migrate"
+            )
         self._schema_known_good = True
 
 
@@ -154,7 +168,9 @@ def make_engine(settings: Settings) -> Engine:
         "connect_timeout": 3,
         "application_name": f"chatbot-{settings.colour or settings.release}"[:63],
     }
-    return create_engine(url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=5, pool_pre_ping=True)
+    return create_engine(
+        url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=5, pool_pre_ping=True
+    )
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -25,7 +25,7 @@ QUIET = frozenset({"health.health", "health.ready", "prometheus_metrics", "stati
 
 
 def create_app(settings: Settings) -> Flask:
-    """The application for these settings. Connects to nothing yet, so it starts while PostgreSQL or Valkey are still down."""
+    """The application for these settings. Connects to nothing yet: PostgreSQL and Valkey may still be down."""
     app = Flask(__name__)
     app.config.update(
         SECRET_KEY=settings.secret_key.get_secret_value(),

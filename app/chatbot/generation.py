@@ -1,4 +1,4 @@
-"""One answer being written: the model is read in a thread of its own, the text saved as it grows, each step told to a reader.
+"""One answer being written: a thread of its own reads the model, saves the text as it grows and tells a reader.
 
 Under gunicorn the thread is a greenlet. Nothing here knows of HTTP.
 """
@@ -64,7 +64,9 @@ class Generation:
     `events` ends with exactly one Done or Failed, unless `cancel` was called.
     """
 
-    def __init__(self, database: Database, model: Model, message_id: uuid.UUID, turns: list[Turn], max_seconds: float) -> None:
+    def __init__(
+        self, database: Database, model: Model, message_id: uuid.UUID, turns: list[Turn], max_seconds: float
+    ) -> None:
         self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.message_id = message_id
         self._database = database
@@ -164,18 +166,27 @@ class Generation:
         log.error("the end of an answer could not be saved", extra={"message_id": str(self.message_id)})
 
     def _save(self, status: Status, *, error: str | None = None) -> bool:
-        """Write the text so far; False when the database did not take it. A message that is gone ends the generation."""
-        values: dict[str, object] = {"content": "".join(self._pieces), "status": status, "updated_at": now(), "error": error}
+        """Write the text so far; False when the database did not take it. A deleted message ends the generation."""
+        values: dict[str, object] = {
+            "content": "".join(self._pieces),
+            "status": status,
+            "updated_at": now(),
+            "error": error,
+        }
         if status is not Status.STREAMING:
             values |= {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._counted()}
-        statement = update(Message).where(Message.id == self.message_id, Message.status == Status.STREAMING).values(values)
+        statement = (
+            update(Message).where(Message.id == self.message_id, Message.status == Status.STREAMING).values(values)
+        )
         try:
             with self._database.session() as session:
                 rows = session.execute(statement.returning(Message.conversation_id)).scalars().all()
                 if rows and status is not Status.STREAMING:
                     session.execute(update(Conversation).where(Conversation.id == rows[0]).values(updated_at=now()))
         except SQLAlchemyError as failure:
-            log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": str(self.message_id)})
+            log.warning(
+                "could not save an answer: %s", type(failure).__name__, extra={"message_id": str(self.message_id)}
+            )
             return False
         if not rows:
             self._ended = True  # deleted meanwhile: nobody wants the rest

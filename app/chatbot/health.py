@@ -9,7 +9,7 @@ from flask import Blueprint, current_app
 from sqlalchemy import text
 from valkey import Valkey
 
-from chatbot.database import Database, SchemaBehind
+from chatbot.database import Database, SchemaBehindError
 from chatbot.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,12 @@ def ready() -> tuple[dict[str, Any], int]:
     if not fine:
         log.warning("not ready", extra={"checks": checks})
     settings = _settings()
-    body = {"status": "ready" if fine else "not ready", "release": settings.release, "colour": settings.colour, "checks": checks}
+    body = {
+        "status": "ready" if fine else "not ready",
+        "release": settings.release,
+        "colour": settings.colour,
+        "checks": checks,
+    }
     return body, 200 if fine else 503
 
 
@@ -55,7 +60,7 @@ def _check(question: Callable[[], object]) -> str:
         try:
             question()
             result[0] = "ok"
-        except SchemaBehind as error:
+        except SchemaBehindError as error:
             result[0] = str(error)
         except Exception as error:  # whatever a driver raises: it means "not ready"
             result[0] = type(error).__name__

@@ -30,7 +30,9 @@ active_sessions = Gauge(
     multiprocess_mode="mostrecent",
 )
 messages_total = Counter("chatbot_messages_total", "Messages saved", ["role", "model"])
-tokens_total = Counter("chatbot_tokens_total", "Tokens as the model counted them; cut answers count their pieces", ["model", "type"])
+tokens_total = Counter(
+    "chatbot_tokens_total", "Tokens as the model counted them; cut answers count their pieces", ["model", "type"]
+)
 answers_total = Counter("chatbot_answers_total", "Answers that ended, by how they ended", ["model", "status"])
 open_streams = Gauge("chatbot_open_streams", "Responses that are streaming right now", multiprocess_mode="livesum")
 first_token = Histogram(
@@ -40,9 +42,14 @@ first_token = Histogram(
     buckets=(0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60),
 )
 stream_duration = Histogram(
-    "chatbot_stream_duration_seconds", "From the user's message to the end of the answer", ["model"], buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+    "chatbot_stream_duration_seconds",
+    "From the user's message to the end of the answer",
+    ["model"],
+    buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
-build_info = Gauge("chatbot_build_info", "The running release; always 1", ["release", "colour"], multiprocess_mode="livemax")
+build_info = Gauge(
+    "chatbot_build_info", "The running release; always 1", ["release", "colour"], multiprocess_mode="livemax"
+)
 
 
 def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> None:

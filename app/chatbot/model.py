@@ -37,7 +37,7 @@ class Chunk:
 
 
 class ModelError(Exception):
-    """The model gave no (whole) answer. The message is meant for the reader and holds nothing of the provider's text."""
+    """The model gave no (whole) answer. The message is for the reader and holds nothing of the provider's text."""
 
     def __init__(self, status: int, detail: str, *, retry_after: int | None = None) -> None:
         super().__init__(detail)
@@ -59,7 +59,9 @@ class Model:
             max_retries=0,
         )
         # OpenAI's newer models refuse the old name, other servers may not know the new one.
-        limit = "max_completion_tokens" if urlsplit(settings.model_base_url).hostname == "api.openai.com" else "max_tokens"
+        limit = (
+            "max_completion_tokens" if urlsplit(settings.model_base_url).hostname == "api.openai.com" else "max_tokens"
+        )
         self._parameters: dict[str, Any] = {
             "model": settings.model_name,
             "stream": True,
@@ -82,7 +84,7 @@ class Model:
             stream.close()
 
     def _open(self, turns: list[Turn]) -> "openai.Stream[object]":
-        """Send the question. A server that is unreachable or still loading is asked again, for two seconds: it may be restarting."""
+        """Send the question. A server that is unreachable or loading is asked again: it may be restarting."""
         for attempt in range(CONNECT_ATTEMPTS):
             try:
                 # Unlike chat.completions.create(), plain dicts: validating each piece costs forty times its parsing.
@@ -138,7 +140,11 @@ def _parse(data: object) -> Chunk | None:
 
 def _explained(error: Exception) -> ModelError:
     """What a reader should be told. The provider's own text stays out of answer and log: it may quote key or prompt."""
-    log.warning("model error: %s", type(error).__name__, extra={"model_status": getattr(error, "status_code", None), "model_code": getattr(error, "code", None)})
+    log.warning(
+        "model error: %s",
+        type(error).__name__,
+        extra={"model_status": getattr(error, "status_code", None), "model_code": getattr(error, "code", None)},
+    )
     match error:
         case openai.APITimeoutError() | httpx2.TimeoutException():
             return ModelError(504, "The model did not answer in time.")
@@ -149,7 +155,11 @@ def _explained(error: Exception) -> ModelError:
         case openai.NotFoundError():
             return ModelError(502, "The provider does not know the configured model; the administrator must mend it.")
         case openai.RateLimitError():
-            return ModelError(503, "The model's provider is limiting this service; try again in a moment.", retry_after=_retry_after(error))
+            return ModelError(
+                503,
+                "The model's provider is limiting this service; try again in a moment.",
+                retry_after=_retry_after(error),
+            )
         case openai.BadRequestError() | openai.UnprocessableEntityError():
             return ModelError(502, "The model refused the question; it may be too long for it.")
     return ModelError(502, "The model failed; try again.")

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem documents: `application/problem+json` with type, title, status and a detail a person can act on."""
+"""Errors as problem documents (RFC 9457): type, title, status and a detail that a person can act on."""
 
 import logging
 from typing import Any
@@ -9,15 +9,17 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from werkzeug.exceptions import HTTPException
 
-from chatbot.database import SchemaBehind
+from chatbot.database import SchemaBehindError
 
 log = logging.getLogger(__name__)
 
 
-class Problem(Exception):
+class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
     """An answer that is an error. `retry_after` is in seconds; `extra` becomes further members of the document."""
 
-    def __init__(self, status: int, title: str, detail: str, *, retry_after: int | None = None, **extra: object) -> None:
+    def __init__(
+        self, status: int, title: str, detail: str, *, retry_after: int | None = None, **extra: object
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.title = title
@@ -42,7 +44,7 @@ def init_problems(app: Flask) -> None:
     """Make every error of the application a problem document."""
     app.register_error_handler(Problem, Problem.response)
     app.register_error_handler(HTTPException, _http_error)
-    app.register_error_handler(SchemaBehind, _schema_behind)
+    app.register_error_handler(SchemaBehindError, _schema_behind)
     for error in (OperationalError, InterfaceError, PoolTimeout):
         app.register_error_handler(error, _database_down)
     app.register_error_handler(Exception, _unexpected)
@@ -57,24 +59,35 @@ def _http_error(error: HTTPException) -> Response:
         413: f"The request's body is larger than {request.max_content_length} bytes.",
         429: f"At most {error.description}; try again later.",
     }
-    problem = Problem(error.code, error.name, details.get(error.code, error.description or error.name), retry_after=g.get("retry_after"))
+    problem = Problem(
+        error.code,
+        error.name,
+        details.get(error.code, error.description or error.name),
+        retry_after=g.get("retry_after"),
+    )
     response = problem.response()
     if error.code == 405:
         response.headers["Allow"] = dict(error.get_headers()).get("Allow", "")
     return response
 
 
-def _schema_behind(error: SchemaBehind) -> Response:
+def _schema_behind(error: SchemaBehindError) -> Response:
     log.error("schema is behind: %s", error)
-    return Problem(503, "Service unavailable", "The service is being upgraded; try again in a minute.", retry_after=30).response()
+    return Problem(
+        503, "Service unavailable", "The service is being upgraded; try again in a minute.", retry_after=30
+    ).response()
 
 
 def _database_down(error: Exception) -> Response:
     # The driver's text may quote rows; its type says enough.
     log.error("database unavailable: %s", type(getattr(error, "orig", None) or error).__name__)
-    return Problem(503, "Service unavailable", "The database does not answer; try again in a moment.", retry_after=5).response()
+    return Problem(
+        503, "Service unavailable", "The database does not answer; try again in a moment.", retry_after=5
+    ).response()
 
 
 def _unexpected(error: Exception) -> Response:
     log.exception("unexpected error", exc_info=error)
-    return Problem(500, "Internal server error", "This should not have happened; the request's identifier leads to the log entry.").response()
+    return Problem(
+        500, "Internal server error", "This should not have happened; the request's identifier leads to the log entry."
+    ).response()

@@ -29,9 +29,9 @@ def init_rate_limits(app: Flask, settings: Settings, valkey: Valkey | None, endp
         on_breach=_remember_reset,
         **({"storage_uri": "memory://"} | storage),  # type: ignore[arg-type]
     )
-    view = app.view_functions[endpoint]
-    view = limiter.limit(settings.rate_limit_address, key_func=get_remote_address)(view)
-    app.view_functions[endpoint] = limiter.limit(settings.rate_limit, key_func=_session_or_address)(view)
+    per_address = limiter.limit(settings.rate_limit_address, key_func=get_remote_address)
+    per_session = limiter.limit(settings.rate_limit, key_func=_session_or_address)
+    app.view_functions[endpoint] = per_session(per_address(app.view_functions[endpoint]))  # type: ignore[assignment]  # still a view
 
 
 def _session_or_address() -> str:

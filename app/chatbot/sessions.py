@@ -1,6 +1,6 @@
 """Browser sessions: a signed cookie with a random identifier, and how many of them are active.
 
-A session is active when it made a request in the last five minutes. Requests without the cookie (scripts, probes) have none.
+A session is active when it made a request in the last five minutes. Scripts and probes, without the cookie, have none.
 """
 
 import logging
@@ -27,7 +27,7 @@ KEY = "chatbot:active_sessions"
 class _SessionInterface(SecureCookieSessionInterface):
     """Marks the cookie Secure exactly when the browser came over HTTPS (nginx says so in X-Forwarded-Proto)."""
 
-    def get_cookie_secure(self, app: Flask) -> bool:
+    def get_cookie_secure(self, _app: Flask) -> bool:
         return request.is_secure
 
 

@@ -6,7 +6,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import limits
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
@@ -28,7 +37,7 @@ RateLimit = Annotated[str, AfterValidator(_known_limit)]
 
 
 class Settings(BaseModel):
-    """Every setting; the environment variable is the upper-case name behind `CHATBOT_`. Meanings and units: app/README.md."""
+    """Every setting; its variable is CHATBOT_ and the upper-case name. Meanings and units: app/README.md."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, protected_namespaces=())
 
@@ -53,7 +62,7 @@ class Settings(BaseModel):
     data_directory: Path | None = None
 
     workers: int = Field(default=2, ge=1, le=64)
-    bind: str = "0.0.0.0:8000"  # noqa: S104 - inside a container, published on loopback only
+    bind: str = "0.0.0.0:8000"
     stream_max_seconds: float = Field(default=300, gt=0)
     graceful_timeout: int = Field(default=330, gt=0)
     rate_limit: RateLimit = "30 per minute"
@@ -92,7 +101,9 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _streams_end_before_workers(self) -> Self:
         if self.stream_max_seconds >= self.graceful_timeout:
-            raise ValueError("CHATBOT_STREAM_MAX_SECONDS must be less than CHATBOT_GRACEFUL_TIMEOUT, or releases cut answers off")
+            raise ValueError(
+                "CHATBOT_STREAM_MAX_SECONDS must be less than CHATBOT_GRACEFUL_TIMEOUT, or releases cut answers off"
+            )
         return self
 
     def sqlalchemy_url(self) -> URL:
@@ -116,7 +127,11 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
     An empty variable counts as not set. Raises SettingsError, whose message never contains a value.
     """
     environ = os.environ if environ is None else environ
-    given = {name.removeprefix(PREFIX).lower(): value for name, value in environ.items() if name.startswith(PREFIX) and value != ""}
+    given = {
+        name.removeprefix(PREFIX).lower(): value
+        for name, value in environ.items()
+        if name.startswith(PREFIX) and value != ""
+    }
     values: dict[str, str] = {}
     for name, value in given.items():
         secret = name.removesuffix("_file")
@@ -127,11 +142,15 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         elif name.endswith("_file") and secret in SECRETS:
             values[secret] = _read_secret(secret, Path(value))
         else:
-            raise SettingsError(f"{_variable(name)} is not a setting: see the table in app/README.md for the right name")
+            raise SettingsError(
+                f"{_variable(name)} is not a setting: see the table in app/README.md for the right name"
+            )
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise SettingsError("; ".join(_explain(item["loc"], item["msg"], item["type"]) for item in error.errors())) from None
+        raise SettingsError(
+            "; ".join(_explain(item["loc"], item["msg"], item["type"]) for item in error.errors())
+        ) from None
 
 
 def _variable(name: str) -> str:

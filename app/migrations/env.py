@@ -1,15 +1,16 @@
-"""Alembic's entry: uses the connection that `chatbot.migrate` holds the lock on, or opens one of its own for developers."""
+"""Alembic's entry: uses the connection on which `chatbot.migrate` holds the lock; developers get one of their own."""
 
 from alembic import context
-from sqlalchemy import Connection
-
 from chatbot.database import Base, make_engine
 from chatbot.settings import load_settings
+from sqlalchemy import Connection
 
 
 def run(connection: Connection) -> None:
     """Run the migrations on this connection, all in one transaction."""
-    context.configure(connection=connection, target_metadata=Base.metadata, render_as_batch=connection.dialect.name == "sqlite")
+    context.configure(
+        connection=connection, target_metadata=Base.metadata, render_as_batch=connection.dialect.name == "sqlite"
+    )
     with context.begin_transaction():
         context.run_migrations()
 

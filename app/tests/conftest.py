@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from flask import Flask
-from flask.testing import FlaskClient
-from sqlalchemy import create_engine, text
-
 from chatbot.factory import create_app
 from chatbot.migrate import migrate
 from chatbot.settings import Settings
 from fake_openai import FakeOpenAI
-from support import eventually, find_program, make_settings, process
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import create_engine
+from sqlalchemy.exc import OperationalError
+from support import close, empty_database, eventually, find_program, make_settings, process
 
 
 @pytest.fixture(autouse=True)
@@ -54,30 +54,28 @@ def postgresql_server() -> Iterator[str]:
     arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": directory}
     with process(postgres, "-D", data, *arguments, **quiet, **user):
-        eventually(lambda: Path(directory, ".s.PGSQL.5432").exists())
-        yield f"postgresql+psycopg://chatbot@/postgres?host={directory}"
+        url = f"postgresql+psycopg://chatbot@/postgres?host={directory}"
+        eventually(lambda: accepts(url), 30)
+        yield url
     shutil.rmtree(directory)
+
+
+def accepts(url: str) -> bool:
+    """Whether the database server takes connections."""
+    engine = create_engine(url)
+    try:
+        engine.connect().close()
+    except OperationalError:
+        return False
+    finally:
+        engine.dispose()
+    return True
 
 
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> str:
     """The URL of an empty PostgreSQL database."""
-    engine = create_engine(postgresql_server)
-
-    def clean() -> bool:
-        try:
-            with engine.begin() as connection:
-                connection.execute(
-                    text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = current_database()")
-                )
-                connection.execute(text("DROP SCHEMA public CASCADE"))
-                connection.execute(text("CREATE SCHEMA public"))
-        except Exception:
-            return False
-        return True
-
-    eventually(clean)
-    engine.dispose()
+    empty_database(postgresql_server)
     return postgresql_server
 
 
@@ -101,7 +99,7 @@ def app(settings: Settings) -> Iterator[Flask]:
     migrate(settings)
     app = create_app(settings)
     yield app
-    app.extensions["database"].engine.dispose()
+    close(app.extensions["database"])
 
 
 @pytest.fixture

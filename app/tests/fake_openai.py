@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
-Wait = Callable[[], None]
+Wait = Callable[[], object]
 
 
 @dataclass
@@ -75,7 +75,11 @@ class FakeOpenAI:
         if status != 200:
             text = json.dumps({"error": {"message": "secret text of the provider", "code": "some_code"}}).encode()
             handler.send_response(status)
-            for name, value in {"Content-Type": "application/json", "Content-Length": str(len(text)), **self.headers}.items():
+            for name, value in {
+                "Content-Type": "application/json",
+                "Content-Length": str(len(text)),
+                **self.headers,
+            }.items():
                 handler.send_header(name, value)
             handler.end_headers()
             handler.wfile.write(text)
@@ -111,6 +115,8 @@ class FakeOpenAI:
             return
         event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
         if self.usage:
-            event(usage={"prompt_tokens": 7, "completion_tokens": len(self.pieces), "total_tokens": 7 + len(self.pieces)})
+            event(
+                usage={"prompt_tokens": 7, "completion_tokens": len(self.pieces), "total_tokens": 7 + len(self.pieces)}
+            )
         send(b"data: [DONE]\n\n")
         handler.wfile.write(b"0\r\n\r\n")

@@ -7,13 +7,16 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from chatbot.database import Database
 from chatbot.settings import Settings, load_settings
+from sqlalchemy import create_engine, text
 
 APP = Path(__file__).resolve().parent.parent
 SECRET = "0123456789abcdef" * 2
@@ -53,6 +56,14 @@ def eventually[T](question: Callable[[], T], seconds: float = 10) -> T:
     return answer
 
 
+def close(database: Database) -> None:
+    """Wait for running generations, then close the connections."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("generation-"):
+            thread.join(10)
+    database.engine.dispose()
+
+
 def free_port() -> int:
     """A TCP port on loopback that nobody listens on right now."""
     with socket.socket() as listener:
@@ -79,34 +90,55 @@ def process(*command: str, **options: Any) -> Iterator["subprocess.Popen[str]"]:
 def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
     """The application under its real server, migrated and ready to serve; gives its base URL."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    variables = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics"), "CHATBOT_BIND": f"127.0.0.1:{port}"} | variables
-    subprocess.run([sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True, capture_output=True)
+    variables = (
+        os.environ
+        | {"PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics"), "CHATBOT_BIND": f"127.0.0.1:{port}"}
+        | variables
+    )
+    subprocess.run(
+        [sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True, capture_output=True
+    )
     with (
         (directory / "gunicorn.log").open("w") as log,
         process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=log, stderr=log, text=True),
     ):
         with contextlib.suppress(AssertionError):
-            eventually(lambda: answers(url), 20)
+            eventually(lambda: answers(url), 60)  # a busy machine takes its time
             yield url
             return
         raise AssertionError((directory / "gunicorn.log").read_text())
 
 
+def empty_database(url: str) -> None:
+    """Drop everything in a PostgreSQL database, also what a forgotten connection holds."""
+    engine = create_engine(url)
+    others_here = "pid <> pg_backend_pid() AND datname = current_database()"
+    others = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others_here}"  # noqa: S608 - a constant
+    with engine.begin() as connection:
+        for statement in (others, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public"):
+            connection.execute(text(statement))
+    engine.dispose()
+
+
 def answers(url: str) -> bool:
     """Whether the server is alive."""
     try:
-        with urllib.request.urlopen(f"{url}/api/v1/health", timeout=2):
-            return True
+        return bool(get(f"{url}/api/v1/health"))
     except OSError:
         return False
 
 
-def fetch(url: str, data: object = None, method: str | None = None) -> Any:
-    """The JSON that the URL answers; POST where there is data."""
+def get(url: str, data: object = None) -> str:
+    """What the URL answers; POST where there is data. OSError when it answers with an error or not at all."""
     body = None if data is None else json.dumps(data).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.urlopen(request, timeout=10) as response:
-        return json.load(response)
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - a test server
+    with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        return str(response.read().decode())
+
+
+def fetch(url: str, data: object = None) -> Any:
+    """The same as JSON."""
+    return json.loads(get(url, data))
 
 
 def find_program(*names: str) -> str | None:

@@ -4,17 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from flask import Flask
-from flask.testing import FlaskClient
-from sqlalchemy import select, update
-from werkzeug.test import TestResponse
-
 from chatbot.conversations import DEAD_AFTER, _title
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
-from support import eventually, make_settings, parse_events
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import select, update
+from support import close, eventually, make_settings, parse_events
+from werkzeug.test import TestResponse
 
 API = "/api/v1/conversations"
 
@@ -22,11 +21,17 @@ API = "/api/v1/conversations"
 @pytest.fixture
 def app(fake: FakeOpenAI, database_url: str) -> Iterator[Flask]:
     """The application on both kinds of database."""
-    settings = make_settings(fake.url, database_url, rate_limit="1000 per minute", rate_limit_address="1000 per minute", max_message_chars="100")
+    settings = make_settings(
+        fake.url,
+        database_url,
+        rate_limit="1000 per minute",
+        rate_limit_address="1000 per minute",
+        max_message_chars="100",
+    )
     migrate(settings)
     app = create_app(settings)
     yield app
-    app.extensions["database"].engine.dispose()
+    close(app.extensions["database"])
 
 
 @pytest.fixture
@@ -58,12 +63,22 @@ def test_a_message_is_answered_in_pieces_and_kept(client: FlaskClient, conversat
         "usage": {"prompt_tokens": 7, "completion_tokens": 3},
     }  # fmt: skip
     question, answer = messages(client, conversation)
-    assert (question["id"], question["parent_id"], question["content"]) == (start["user_message_id"], None, "What is  the\nsea?")
-    assert (answer["id"], answer["parent_id"], answer["content"]) == (start["message_id"], question["id"], "Hello world")
+    assert (question["id"], question["parent_id"], question["content"]) == (
+        start["user_message_id"],
+        None,
+        "What is  the\nsea?",
+    )
+    assert (answer["id"], answer["parent_id"], answer["content"]) == (
+        start["message_id"],
+        question["id"],
+        "Hello world",
+    )
     assert (answer["status"], answer["model"], answer["usage"]["completion_tokens"]) == ("complete", "test-model", 3)
 
 
-def test_the_model_gets_the_branch_that_leads_to_the_question(client: FlaskClient, conversation: str, fake: FakeOpenAI) -> None:
+def test_the_model_gets_the_branch_that_leads_to_the_question(
+    client: FlaskClient, conversation: str, fake: FakeOpenAI
+) -> None:
     first = parse_events(say(client, conversation, "one").data)[0][1]["message_id"]
     assert say(client, conversation, "two").data
     assert say(client, conversation, "three", parent_id=first).data
@@ -83,7 +98,11 @@ def test_a_question_without_answer_is_not_sent_again(client: FlaskClient, conver
 
 def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: object) -> None:
     settings = make_settings(
-        fake.url, f"sqlite:///{tmp_path}/small.db", model_context_tokens="256", model_max_tokens="56", system_prompt="Be brief."
+        fake.url,
+        f"sqlite:///{tmp_path}/small.db",
+        model_context_tokens="256",
+        model_max_tokens="56",
+        system_prompt="Be brief.",
     )  # 200 tokens, 600 characters
     migrate(settings)
     app = create_app(settings)
@@ -91,7 +110,7 @@ def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: ob
     conversation = client.post(API).get_json()["id"]
     for number in range(6):
         assert say(client, conversation, f"{number}" * 120).data
-    app.extensions["database"].engine.dispose()
+    close(app.extensions["database"])
     assert [turn["content"][:1] for turn in fake.requests[-1]["messages"]] == ["B", "2", "H", "3", "H", "4", "H", "5"]
 
 
@@ -103,9 +122,11 @@ def test_conversations_belong_to_their_browser_session(app: Flask) -> None:
     assert [item["title"] for item in mine.get(API).get_json()["conversations"]] == ["Mine"]
     assert other.get(API).get_json() == {"conversations": []}
     for response in (
-        other.get(f"{API}/{conversation['id']}"), other.delete(f"{API}/{conversation['id']}"), say(other, conversation["id"]),
+        other.get(f"{API}/{conversation['id']}"),
+        other.delete(f"{API}/{conversation['id']}"),
+        say(other, conversation["id"]),
         app.test_client().get(f"{API}/{conversation['id']}"),
-    ):  # fmt: skip
+    ):
         assert response.status_code == 404
     assert mine.get(f"{API}/{conversation['id']}").get_json()["messages"] == []
 
@@ -154,7 +175,12 @@ def test_creating_says_where(client: FlaskClient) -> None:
         (b'{"content": " \\n"}', "application/json", 422, "blank"),
         (b'{"content": "a\\u0000b"}', "application/json", 422, "NUL"),
         (b'{"content": "x", "parent_id": "1"}', "application/json", 422, "parent_id: "),
-        (b'{"content": "x", "parent_id": "00000000-0000-4000-8000-000000000000"}', "application/json", 422, "not an answer"),
+        (
+            b'{"content": "x", "parent_id": "00000000-0000-4000-8000-000000000000"}',
+            "application/json",
+            422,
+            "not an answer",
+        ),
         (b'{"content": "x", "role": "system"}', "application/json", 422, "role: "),
         (b'{"content": "' + b"x" * 101 + b'"}', "application/json", 422, "may have 100 characters; this one has 101"),
         (b'{"content": "' + b"x" * 2**20 + b'"}', "application/json", 413, "larger than 1048576 bytes"),
@@ -190,7 +216,9 @@ def test_a_question_may_hold_any_text(client: FlaskClient, conversation: str) ->
 
 
 @pytest.mark.parametrize(("upstream", "status"), [(401, 502), (429, 503), (500, 502)])
-def test_a_model_error_before_the_answer_is_a_problem(client: FlaskClient, conversation: str, fake: FakeOpenAI, upstream: int, status: int) -> None:
+def test_a_model_error_before_the_answer_is_a_problem(
+    client: FlaskClient, conversation: str, fake: FakeOpenAI, upstream: int, status: int
+) -> None:
     fake.status = upstream
     response = say(client, conversation)
     problem = response.get_json()
@@ -223,13 +251,15 @@ def test_a_reader_who_leaves_interrupts_the_answer(client: FlaskClient, conversa
 
 def test_a_reader_who_leaves_before_reading_does_too(client: FlaskClient, conversation: str, fake: FakeOpenAI) -> None:
     gate = threading.Event()
-    fake.waits = {0: lambda: gate.wait(10) and None}
+    fake.waits = {0: lambda: gate.wait(10)}
     say(client, conversation).close()
     assert messages(client, conversation)[1]["status"] == "interrupted"
     gate.set()
 
 
-def test_silence_is_bridged_by_pings(client: FlaskClient, conversation: str, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silence_is_bridged_by_pings(
+    client: FlaskClient, conversation: str, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("chatbot.conversations.PING_EVERY", 0.1)
     fake.before_headers = 0.35
     fake.between = 0.25
@@ -240,15 +270,19 @@ def test_silence_is_bridged_by_pings(client: FlaskClient, conversation: str, fak
     assert parse_events(body)[-1][0] == "done"
 
 
-def test_a_late_model_error_is_an_event(client: FlaskClient, conversation: str, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_model_error_is_an_event(
+    client: FlaskClient, conversation: str, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("chatbot.conversations.PING_EVERY", 0.1)
     fake.before_headers, fake.status = 0.3, 401
     assert [name for name, _ in parse_events(say(client, conversation).data)] == ["start", "error"]
 
 
-def test_one_answer_at_a_time_and_dead_ones_do_not_count(app: Flask, client: FlaskClient, conversation: str, fake: FakeOpenAI) -> None:
+def test_one_answer_at_a_time_and_dead_ones_do_not_count(
+    app: Flask, client: FlaskClient, conversation: str, fake: FakeOpenAI
+) -> None:
     gate = threading.Event()
-    fake.waits = {1: lambda: gate.wait(10) and None}
+    fake.waits = {1: lambda: gate.wait(10)}
     running = say(client, conversation)
     second = say(client, conversation)
     assert (second.status_code, second.get_json()["title"]) == (409, "Conflict")
@@ -262,7 +296,7 @@ def test_one_answer_at_a_time_and_dead_ones_do_not_count(app: Flask, client: Fla
 
 def test_no_connection_is_held_while_streaming(app: Flask, client: FlaskClient, fake: FakeOpenAI) -> None:
     gate = threading.Event()
-    fake.waits = {1: lambda: gate.wait(20) and None}
+    fake.waits = {1: lambda: gate.wait(20)}
     running = [say(client, client.post(API).get_json()["id"]) for _ in range(12)]
     with app.extensions["database"].session() as session:
         assert len(session.scalars(select(Message).where(Message.status == "streaming")).all()) == 12
@@ -273,7 +307,7 @@ def test_no_connection_is_held_while_streaming(app: Flask, client: FlaskClient, 
 def test_a_stale_schema_serves_nobody(fake: FakeOpenAI, tmp_path: object) -> None:
     app = create_app(make_settings(fake.url, f"sqlite:///{tmp_path}/empty.db"))
     response = app.test_client().post(API)
-    app.extensions["database"].engine.dispose()
+    close(app.extensions["database"])
     assert (response.status_code, response.headers["Retry-After"]) == (503, "30")
 
 

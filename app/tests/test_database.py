@@ -5,19 +5,18 @@ from collections.abc import Iterator
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from chatbot.database import Base, Conversation, Database, Message, SchemaBehindError, now
+from chatbot.migrate import migrate
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
-
-from chatbot.database import Base, Conversation, Database, Message, SchemaBehind, now
-from chatbot.migrate import migrate
-from support import make_settings
+from support import close, make_settings
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
     database = Database(make_settings(database_url=database_url))
     yield database
-    database.engine.dispose()
+    close(database)
 
 
 @pytest.fixture
@@ -27,7 +26,9 @@ def migrated(database: Database, database_url: str) -> Database:
 
 
 def message(conversation: Conversation, **values: object) -> Message:
-    return Message(**{"id": uuid.uuid4(), "conversation_id": conversation.id, "role": "user", "status": "complete"} | values)
+    return Message(
+        **{"id": uuid.uuid4(), "conversation_id": conversation.id, "role": "user", "status": "complete"} | values
+    )
 
 
 def test_migrations_lead_to_the_models(migrated: Database) -> None:
@@ -36,7 +37,7 @@ def test_migrations_lead_to_the_models(migrated: Database) -> None:
 
 
 def test_a_stale_schema_is_noticed_and_a_migration_as_well(database: Database, database_url: str) -> None:
-    with pytest.raises(SchemaBehind, match="at nothing, this release needs"):
+    with pytest.raises(SchemaBehindError, match="at nothing, this release needs"):
         database.check_schema()
     migrate(make_settings(database_url=database_url))
     database.check_schema()
@@ -50,14 +51,16 @@ def test_a_newer_schema_is_fine(migrated: Database, database_url: str) -> None:
     migrated.check_schema()
 
 
-def test_migrating_again_changes_nothing(migrated: Database, database_url: str) -> None:
+@pytest.mark.usefixtures("migrated")
+def test_migrating_again_changes_nothing(database_url: str) -> None:
     assert migrate(make_settings(database_url=database_url)).startswith("already at")
 
 
 def test_parallel_migrations_wait_for_each_other(postgresql_url: str) -> None:
     results: list[str] = []
     threads = [
-        threading.Thread(target=lambda: results.append(migrate(make_settings(database_url=postgresql_url)))) for _ in range(4)
+        threading.Thread(target=lambda: results.append(migrate(make_settings(database_url=postgresql_url))))
+        for _ in range(4)
     ]
     for thread in threads:
         thread.start()
@@ -89,7 +92,9 @@ def test_a_conversation_takes_its_tree_with_it(migrated: Database) -> None:
         assert session.scalar(select(func.count(Message.id))) == 0
 
 
-@pytest.mark.parametrize("values", [{"role": "emperor"}, {"status": "lost"}, {"parent_id": uuid.uuid4()}, {"conversation_id": uuid.uuid4()}])
+@pytest.mark.parametrize(
+    "values", [{"role": "emperor"}, {"status": "lost"}, {"parent_id": uuid.uuid4()}, {"conversation_id": uuid.uuid4()}]
+)
 def test_the_database_refuses_nonsense(migrated: Database, values: dict[str, object]) -> None:
     with pytest.raises(IntegrityError) as error, migrated.session() as session:
         conversation = Conversation()

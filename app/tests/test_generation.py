@@ -3,16 +3,15 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import delete, select
-from sqlalchemy.exc import OperationalError
-
 from chatbot.database import Conversation, Database, Message, Status
 from chatbot.generation import Delta, Done, Event, Failed, Generation, Opened
 from chatbot.migrate import migrate
 from chatbot.model import Model
 from chatbot.settings import Settings
 from fake_openai import FakeOpenAI
-from support import eventually, make_settings
+from sqlalchemy import delete, select
+from sqlalchemy.exc import OperationalError
+from support import close, eventually, make_settings
 
 
 class Harness:
@@ -27,7 +26,9 @@ class Harness:
             conversation = Conversation(id=uuid.uuid4())
             session.add(conversation)
             session.flush()
-            session.add(Message(id=self.message_id, conversation_id=conversation.id, role="assistant", status="streaming"))
+            session.add(
+                Message(id=self.message_id, conversation_id=conversation.id, role="assistant", status="streaming")
+            )
 
     def start(self, max_seconds: float = 60) -> Generation:
         generation = Generation(self.database, Model(self.settings), self.message_id, [], max_seconds)
@@ -43,7 +44,7 @@ class Harness:
 def harness(fake: FakeOpenAI, database_url: str) -> Iterator[Harness]:
     harness = Harness(make_settings(fake.url, database_url))
     yield harness
-    harness.database.engine.dispose()
+    close(harness.database)
 
 
 def all_events(generation: Generation) -> list[Event]:
@@ -58,7 +59,12 @@ def test_an_answer_is_told_and_saved(harness: Harness) -> None:
     assert events[:2] == [Opened(), Delta("Hello")]
     assert events[-1] == Done(Status.COMPLETE, "stop", 7, 3)
     message = harness.message()
-    assert (message.content, message.status, message.prompt_tokens, message.completion_tokens) == ("Hello world", "complete", 7, 3)
+    assert (message.content, message.status, message.prompt_tokens, message.completion_tokens) == (
+        "Hello world",
+        "complete",
+        7,
+        3,
+    )
 
 
 def test_pieces_are_counted_where_the_server_does_not(harness: Harness, fake: FakeOpenAI) -> None:
@@ -69,7 +75,7 @@ def test_pieces_are_counted_where_the_server_does_not(harness: Harness, fake: Fa
 def test_the_text_is_saved_while_it_grows(harness: Harness, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatbot.generation.SAVE_EVERY", 0)
     gate = threading.Event()
-    fake.waits = {2: lambda: gate.wait(10) and None}
+    fake.waits = {2: lambda: gate.wait(10)}
     generation = harness.start()
     eventually(lambda: harness.message().content == "Hello ")
     assert harness.message().status == "streaming"
@@ -96,7 +102,7 @@ def test_cancelling_keeps_the_text_and_stops_the_model(harness: Harness, fake: F
 
 def test_cancelling_a_silent_model_does_not_wait_for_it(harness: Harness, fake: FakeOpenAI) -> None:
     gate = threading.Event()
-    fake.waits = {0: lambda: gate.wait(10) and None}
+    fake.waits = {0: lambda: gate.wait(10)}
     generation = harness.start()
     assert generation.events.get(timeout=5) == Opened()
     generation.cancel()
@@ -136,7 +142,9 @@ def test_a_stream_without_end_is_not_taken_for_complete(harness: Harness, fake: 
     assert harness.message().content == "Hal"
 
 
-def test_deleting_the_message_ends_the_generation(harness: Harness, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleting_the_message_ends_the_generation(
+    harness: Harness, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("chatbot.generation.SAVE_EVERY", 0.05)
     fake.pieces, fake.between = ["x"] * 1000, 0.02
     generation = harness.start()

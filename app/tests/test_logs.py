@@ -2,13 +2,14 @@ import json
 import logging
 import sys
 
-from flask import Flask, g
-
 from chatbot.logs import JsonFormatter, logging_config
+from flask import Flask, g
 
 
 def line(**extra: object) -> dict[str, object]:
-    record = logging.getLogger("test").makeRecord("test", logging.WARNING, "file", 1, "said %s", ("ünicode\n",), None, extra=extra)
+    record = logging.getLogger("test").makeRecord(
+        "test", logging.WARNING, "file", 1, "said %s", ("ünicode\n",), None, extra=extra
+    )
     text = JsonFormatter().format(record)
     assert "\n" not in text
     return dict(json.loads(text))

@@ -1,7 +1,6 @@
 import json
 
 import pytest
-
 from chatbot.__main__ import main
 from support import environment
 

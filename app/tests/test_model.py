@@ -4,7 +4,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
 from chatbot.model import Chunk, Model, ModelError
 from fake_openai import FakeOpenAI
 from support import make_settings
@@ -32,7 +31,13 @@ def test_the_answer_comes_in_pieces_with_its_usage(fake: FakeOpenAI) -> None:
 def test_what_the_server_is_sent(fake: FakeOpenAI) -> None:
     ask(fake.url, model_api_key="sk-1", model_max_tokens="99")
     assert fake.requests == [
-        {"model": "test-model", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 99, "messages": TURNS}
+        {
+            "model": "test-model",
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "max_tokens": 99,
+            "messages": TURNS,
+        }
     ]
     assert fake.keys == ["Bearer sk-1"]
     ask(fake.url, model_temperature="0.25")
@@ -56,7 +61,9 @@ def test_openai_itself_gets_its_own_name_of_the_limit() -> None:
         (500, 502, "failed"),
     ],
 )
-def test_errors_are_explained(fake: FakeOpenAI, caplog: pytest.LogCaptureFixture, status: int, shown: int, words: str) -> None:
+def test_errors_are_explained(
+    fake: FakeOpenAI, caplog: pytest.LogCaptureFixture, status: int, shown: int, words: str
+) -> None:
     fake.status = status
     with pytest.raises(ModelError, match=words) as error:
         ask(fake.url)
@@ -104,7 +111,15 @@ def test_a_connection_that_breaks(fake: FakeOpenAI) -> None:
         ask(fake.url)
 
 
-@pytest.mark.parametrize("raw", [b"data: {broken\n\n", b"data: [1]\n\n", b'data: {"choices": [{"delta": {"content": 1}}]}\n\n', b'data: {"choices": 1}\n\n'])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"data: {broken\n\n",
+        b"data: [1]\n\n",
+        b'data: {"choices": [{"delta": {"content": 1}}]}\n\n',
+        b'data: {"choices": 1}\n\n',
+    ],
+)
 def test_rubbish(fake: FakeOpenAI, raw: bytes) -> None:
     fake.raw = raw
     with pytest.raises(ModelError, match="cannot be read"):
@@ -145,7 +160,9 @@ def make_certificate(directory: Path) -> None:
     subprocess.run([*command.split(), *extensions, *files], check=True, capture_output=True)
 
 
-def test_tls_is_checked_against_the_systems_authorities(tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_is_checked_against_the_systems_authorities(
+    tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logging.getLogger("httpcore2").setLevel(logging.WARNING)
     with FakeOpenAI(tls=tls) as fake:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))

@@ -38,7 +38,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.CheckConstraint("role IN ('user', 'assistant')", name=op.f("ck_messages_role")),
-        sa.CheckConstraint("status IN ('complete', 'streaming', 'interrupted', 'failed')", name=op.f("ck_messages_status")),
+        sa.CheckConstraint(
+            "status IN ('complete', 'streaming', 'interrupted', 'failed')", name=op.f("ck_messages_status")
+        ),
         sa.ForeignKeyConstraint(
             ["conversation_id"], ["conversations.id"], name=op.f("fk_messages_conversation_id"), ondelete="CASCADE"
         ),
