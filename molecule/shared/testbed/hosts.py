@@ -152,8 +152,6 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
                 "ansible_ssh_common_args": checked,
                 "testbed_directory": str(folder),
                 "testbed_mtu": helpers.uplink_mtu(),
-                "chatbot_extra_ca_certificates": sorted(str(path) for path in trust.iterdir()),
-                "chatbot_admin_authorized_keys": [(keys / "id_ed25519.pub").read_text().strip()],
             },
             "hosts": hosts,
             "children": groups,
@@ -166,6 +164,11 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
     variables.mkdir(parents=True)
     (variables / "1-shared.yml").symlink_to(REPOSITORY / "inventories/single/group_vars/all/main.yml")
     (variables / "2-testbed.yml").symlink_to(REPOSITORY / "molecule/shared/group_vars.yml")
+    generated = {
+        "chatbot_extra_ca_certificates": sorted(str(path) for path in trust.iterdir()),
+        "chatbot_admin_authorized_keys": [(keys / "id_ed25519.pub").read_text().strip()],
+    }
+    (variables / "3-generated.yml").write_text(f"---\n{json.dumps(generated, indent=2)}\n")
 
 
 def create(scenario: str, hosts: list[Host], *, keep: bool = False) -> Path:
