@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 import orjson
 from flask import Blueprint, Response, current_app, request
 from pydantic import AfterValidator, BaseModel, ConfigDict, Strict, StringConstraints, ValidationError
-from sqlalchemy import or_, select, update
+from sqlalchemy import ColumnElement, or_, select, update
 from sqlalchemy.orm import Session
 from werkzeug.exceptions import RequestEntityTooLarge
 
@@ -134,6 +134,9 @@ def post_message(conversation_id: uuid.UUID) -> Response:
             select(Message).where(Message.conversation_id == conversation_id).order_by(Message.created_at)
         ).all()
         parent = _parent(messages, body)
+        if parent is not None and parent.status == Status.STREAMING:
+            # Whoever writes on does not wait for the rest, for example after pressing "stop" a moment ago.
+            mark_interrupted(session, Message.id == parent.id)
         question, answer = _new_pair(conversation_id, parent, body.content, model.name)
         turns = _turns(settings, messages, parent, body.content)
         conversation.title = conversation.title or _title(body.content)
@@ -247,15 +250,12 @@ class EventStream:
 
 def mark_dead_generations(session: Session, conversation_id: uuid.UUID) -> None:
     """Mark answers whose process has died (kill -9, power loss) as interrupted; their text is what was saved last."""
-    session.execute(
-        update(Message)
-        .where(
-            Message.conversation_id == conversation_id,
-            Message.status == Status.STREAMING,
-            Message.updated_at < now() - DEAD_AFTER,
-        )
-        .values(status=Status.INTERRUPTED)
-    )
+    mark_interrupted(session, Message.conversation_id == conversation_id, Message.updated_at < now() - DEAD_AFTER)
+
+
+def mark_interrupted(session: Session, *which: ColumnElement[bool]) -> None:
+    """End streaming answers; a generation that is still alive notices when it saves next."""
+    session.execute(update(Message).where(Message.status == Status.STREAMING, *which).values(status=Status.INTERRUPTED))
 
 
 def _read_body[Body: BaseModel](model: type[Body], *, optional: bool = False) -> Body:
@@ -292,7 +292,7 @@ def _find(session: Session, conversation_id: uuid.UUID) -> Conversation:
 
 
 def _parent(messages: Sequence[Message], body: NewMessage) -> Message | None:
-    """The answer that the new message follows. A Problem when there is no such answer, or it is still being written."""
+    """The answer that the new message follows. A Problem when there is no such answer."""
     answers = {message.id: message for message in messages if message.role == Role.ASSISTANT}
     if body.parent_id is not None:
         parent = answers.get(body.parent_id)
@@ -302,13 +302,6 @@ def _parent(messages: Sequence[Message], body: NewMessage) -> Message | None:
         return None
     else:
         parent = list(answers.values())[-1]
-    if parent.status == Status.STREAMING:
-        raise Problem(
-            409,
-            "Conflict",
-            "An answer is still being written in this conversation; wait for it or stop it.",
-            retry_after=5,
-        )
     return parent
 
 

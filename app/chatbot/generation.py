@@ -79,6 +79,7 @@ class Generation:
         self._completion_tokens: int | None = None
         self._lock = threading.Lock()
         self._ended = False
+        self._unwanted = False  # somebody else ended or deleted the message
 
     def start(self) -> None:
         """Begin to ask the model."""
@@ -111,7 +112,7 @@ class Generation:
         with self._model.answer(self._turns) as chunks:
             self.events.put(Opened())
             for chunk in chunks:
-                if self._ended:
+                if self._ended or self._unwanted:
                     break
                 clock = time.monotonic()
                 finish_reason = chunk.finish_reason or finish_reason
@@ -128,9 +129,10 @@ class Generation:
                 if clock - self._started > self._max_seconds:
                     finish_reason = "time_limit"
                     break
-        if finish_reason is None and not self._ended:
+        stopped = self._ended or self._unwanted
+        if finish_reason is None and not stopped:
             raise ModelError(502, "The model broke off in the middle of the answer.")
-        status = Status.INTERRUPTED if finish_reason == "time_limit" or self._ended else Status.COMPLETE
+        status = Status.INTERRUPTED if finish_reason == "time_limit" or stopped else Status.COMPLETE
         self._end(status)
         return Done(status, finish_reason, self._prompt_tokens, self._counted())
 
@@ -166,21 +168,28 @@ class Generation:
         log.error("the end of an answer could not be saved", extra={"message_id": str(self.message_id)})
 
     def _save(self, status: Status, *, error: str | None = None) -> bool:
-        """Write the text so far; False when the database did not take it. A deleted message ends the generation."""
+        """Write the text so far; False when the database did not take it.
+
+        Where the message is no longer `streaming` somebody else has ended it, and the generation ends, too. Its last
+        words may still be added to an interrupted message, so that the text is what the reader saw.
+        """
         values: dict[str, object] = {
             "content": "".join(self._pieces),
             "status": status,
             "updated_at": now(),
             "error": error,
         }
+        open_states = [Status.STREAMING]
         if status is not Status.STREAMING:
             values |= {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._counted()}
-        statement = (
-            update(Message).where(Message.id == self.message_id, Message.status == Status.STREAMING).values(values)
-        )
+            open_states.append(Status.INTERRUPTED)
+            if self._unwanted:
+                values["status"] = Status.INTERRUPTED
+        mine = (Message.id == self.message_id, Message.status.in_(open_states))
+        statement = update(Message).where(*mine).values(values).returning(Message.conversation_id)
         try:
             with self._database.session() as session:
-                rows = session.execute(statement.returning(Message.conversation_id)).scalars().all()
+                rows = session.execute(statement).scalars().all()
                 if rows and status is not Status.STREAMING:
                     session.execute(update(Conversation).where(Conversation.id == rows[0]).values(updated_at=now()))
         except SQLAlchemyError as failure:
@@ -189,5 +198,5 @@ class Generation:
             )
             return False
         if not rows:
-            self._ended = True  # deleted meanwhile: nobody wants the rest
+            self._unwanted = True
         return True

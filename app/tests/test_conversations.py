@@ -278,20 +278,38 @@ def test_a_late_model_error_is_an_event(
     assert [name for name, _ in parse_events(say(client, conversation).data)] == ["start", "error"]
 
 
-def test_one_answer_at_a_time_and_dead_ones_do_not_count(
+def test_an_answer_whose_process_died_is_interrupted(
     app: Flask, client: FlaskClient, conversation: str, fake: FakeOpenAI
 ) -> None:
     gate = threading.Event()
     fake.waits = {1: lambda: gate.wait(10)}
     running = say(client, conversation)
-    second = say(client, conversation)
-    assert (second.status_code, second.get_json()["title"]) == (409, "Conflict")
-    with app.extensions["database"].session() as session:  # as if its process had died
+    assert messages(client, conversation)[1]["status"] == "streaming"
+    with app.extensions["database"].session() as session:
         session.execute(update(Message).where(Message.status == "streaming").values(updated_at=now() - DEAD_AFTER * 2))
     assert messages(client, conversation)[1]["status"] == "interrupted"
     gate.set()
-    assert say(client, conversation).status_code == 200
     running.close()
+
+
+def test_a_new_message_ends_the_answer_in_progress(
+    client: FlaskClient, conversation: str, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.generation.SAVE_EVERY", 0.05)
+    fake.pieces, fake.between = ["x"] * 1000, 0.01
+    first = say(client, conversation)
+    body = first.iter_encoded()
+    while b"delta" not in next(body):
+        pass
+    fake.pieces = ["fine"]
+    assert parse_events(say(client, conversation, "Stop that").data)[-1][1]["status"] == "complete"
+    ended = parse_events(b"".join(body))[-1]
+    assert (ended[0], ended[1]["status"]) == ("done", "interrupted")
+    assert fake.sent < 500
+    kept = messages(client, conversation)
+    assert [message["status"] for message in kept] == ["complete", "interrupted", "complete", "complete"]
+    assert len(kept[1]["content"]) == ended[1]["usage"]["completion_tokens"]
+    assert kept[2]["parent_id"] == kept[1]["id"]
 
 
 def test_no_connection_is_held_while_streaming(app: Flask, client: FlaskClient, fake: FakeOpenAI) -> None:
