@@ -128,12 +128,12 @@ def test_slow_statements_are_logged_without_their_values(host, variables):
 
 def test_killed_postmaster_comes_back(host, as_app):
     pid = host.check_output("head -1 /var/lib/postgresql/*/main/postmaster.pid")
-    directory = host.check_output("stat -c %%i /run/postgresql")
+    directory = host.check_output("stat -c %i /run/postgresql")
     host.check_output("kill -9 %s", pid)
     wait_for(lambda: as_app("SELECT 1").stdout.strip() == "1")
     assert host.check_output("head -1 /var/lib/postgresql/*/main/postmaster.pid") != pid
     # The directory is mounted into the application's container: a new one would cut the application off.
-    assert host.check_output("stat -c %%i /run/postgresql") == directory
+    assert host.check_output("stat -c %i /run/postgresql") == directory
     wait_for(lambda: "\npg_up 1" in metrics(host))
 
 
@@ -156,9 +156,9 @@ def test_administrators_stop_is_respected(host, as_app):
 def test_socket_directory_is_there_before_docker(host):
     """systemd-tmpfiles makes it early at boot, so a container's bind mount finds it."""
     assert host.check_output("systemd-tmpfiles --cat-config").count("d /run/postgresql ") == 1
-    directory = host.check_output("stat -c %%i /run/postgresql")
+    directory = host.check_output("stat -c %i /run/postgresql")
     host.check_output("systemctl restart postgresql")
-    assert host.check_output("stat -c %%i /run/postgresql") == directory
+    assert host.check_output("stat -c %i /run/postgresql") == directory
 
 
 @pytest.mark.parametrize(
