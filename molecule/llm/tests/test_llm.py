@@ -112,7 +112,7 @@ def test_key_is_in_no_command_line_and_no_environment(host):
 
 
 def test_sandbox_keeps_the_service_away_from_everything_else(host):
-    """Enter the service's namespaces as its user, with its seccomp filter left out: files alone must already be safe."""
+    """Enter the service's namespaces as its user, with its seccomp filter left out: files must be safe."""
     pid = main_pid(host)
     uid, gid = host.check_output("stat -c '%%u %%g' /proc/%s", pid).split()
     assert int(uid) != 0

@@ -16,7 +16,17 @@ INVENTORY = REPOSITORY / ".cache/testbed/preflight/hosts.yml"
 def site(limit, *arguments, **variables):
     """Run site.yml as an operator would; return its exit code and everything it printed, in one line."""
     result = subprocess.run(
-        ["ansible-playbook", "playbooks/site.yml", "-i", INVENTORY, "--limit", limit, *arguments, "-e", json.dumps(variables)],
+        [
+            "ansible-playbook",
+            "playbooks/site.yml",
+            "-i",
+            INVENTORY,
+            "--limit",
+            limit,
+            *arguments,
+            "-e",
+            json.dumps(variables),
+        ],
         cwd=REPOSITORY,
         env=os.environ | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
         stdin=subprocess.DEVNULL,
@@ -38,7 +48,10 @@ def unchanged(host):
     """Fail the test when the host is not afterwards what it was before."""
 
     def state():
-        return host.check_output("dpkg-query -W; find /etc /usr/local /opt -type f -exec sha256sum {} + | sort; systemctl list-unit-files --type=service,timer")
+        return host.check_output(
+            "dpkg-query -W; find /etc /usr/local /opt -type f -exec sha256sum {} + | sort;"
+            "systemctl list-unit-files --type=service,timer"
+        )
 
     before = state()
     yield
@@ -64,7 +77,8 @@ def port_taken(host):
     host.check_output("systemctl stop squatter")
 
 
-def test_missing_domain(name, unchanged):
+@pytest.mark.usefixtures("unchanged")
+def test_missing_domain(name):
     code, output = site(name, chatbot_domain="")
     assert code != 0
     assert f"{name} is not ready; nothing was changed. 1 problem:" in output
@@ -72,7 +86,8 @@ def test_missing_domain(name, unchanged):
     assert "changed=0" in output
 
 
-def test_everything_wrong_is_named_in_one_run(host, name, unchanged, old_system, port_taken):
+@pytest.mark.usefixtures("unchanged", "old_system", "port_taken")
+def test_everything_wrong_is_named_in_one_run(host, name):
     code, output = site(
         name,
         chatbot_domain="https://chat.example.org/",
@@ -101,22 +116,29 @@ def test_everything_wrong_is_named_in_one_run(host, name, unchanged, old_system,
         "Port 80 is taken by python3",
     ):
         assert expected in output, output
-    assert "ansible-vault edit .cache/testbed/preflight/group_vars/all/vault.yml" in output, "the remedy is a command to copy"
+    assert "ansible-vault edit .cache/testbed/preflight/group_vars/all/vault.yml" in output, (
+        "the remedy is a command to copy"
+    )
     assert "CHANGE_ME" not in output, "values of secrets are not shown"
     # The remedy for the port is the command that the report names.
     pid = output.split("Port 80 is taken by python3 (process ")[1].split(")")[0]
     assert host.check_output("ps -o unit= -p %s", pid).strip() == "squatter.service"
 
 
-def test_check_mode_finds_the_same(name, unchanged):
+@pytest.mark.usefixtures("unchanged")
+def test_check_mode_finds_the_same(name):
     code, output = site(name, "--check", "--diff", chatbot_secret_key="CHANGE_ME")
     assert code != 0
     assert "chatbot_secret_key is a placeholder" in output
 
 
 def test_production_needs_a_domain_in_dns(name):
-    code, output = site(name, chatbot_environment="production", chatbot_domain="chat.nobody.invalid",
-                        chatbot_contact_email="admin@nobody.invalid")
+    code, output = site(
+        name,
+        chatbot_environment="production",
+        chatbot_domain="chat.nobody.invalid",
+        chatbot_contact_email="admin@nobody.invalid",
+    )
     assert code != 0
     assert "chat.nobody.invalid has no address in DNS" in output
 
