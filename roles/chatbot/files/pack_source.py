@@ -17,6 +17,7 @@ import os
 import re
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,7 @@ def main() -> int:
     """Read the command line, write the archive, print the release's name; 1 and one line when that is not possible."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="directory with the Dockerfile")
-    parser.add_argument("archive", type=Path, help="file to write")
+    parser.add_argument("directory", type=Path, help="where to write the archive, as <name of the release>.tar")
     parser.add_argument("--authority", action="append", default=[], type=Path, help="certificate that goes into ca/")
     parser.add_argument("--also", default="", help="further text that the release's name depends on")
     options = parser.parse_args()
@@ -85,11 +86,16 @@ def main() -> int:
         entries[f"ca/{authority.stem}.crt"] = authority
     try:
         content = archive(entries)
-        options.archive.write_bytes(content)
+        release = hashlib.sha256(content + options.also.encode()).hexdigest()[:NAME_LENGTH]
+        options.directory.mkdir(parents=True, exist_ok=True)
+        # Several hosts may be served at once: whoever reads the archive finds it complete.
+        with tempfile.NamedTemporaryFile(dir=options.directory, delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(options.directory / f"{release}.tar")
     except OSError as error:
         print(f"cannot pack the application: {error}", file=sys.stderr)
         return 1
-    print(hashlib.sha256(content + options.also.encode()).hexdigest()[:NAME_LENGTH])
+    print(release)
     return 0
 
 
