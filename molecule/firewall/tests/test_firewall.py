@@ -209,7 +209,7 @@ def test_ansible_that_locks_itself_out_fails_and_gets_back_in(host: Any) -> None
             "--extra-vars", json.dumps({"firewall_ssh_sources": ["192.0.2.0/24"]}),
             str(SCENARIO / "converge.yml"),
         ],
-        capture_output=True, text=True, timeout=300, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
         cwd=SCENARIO.parent.parent, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
     )  # fmt: skip
     assert run.returncode != 0
