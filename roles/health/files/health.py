@@ -70,7 +70,8 @@ def unit_row(unit: str) -> Row:
     if state != "active":
         return Row(FAIL, unit, f"{state} ({values.get('Result', '')}); see: journalctl -u {unit} -n 50")
     since = time.clock_gettime(time.CLOCK_MONOTONIC) - int(values.get("ActiveEnterTimestampMonotonic") or 0) / 1e6
-    detail = f"{values['SubState']} for {age(since)}"
+    # A unit that does its work once and stays active has "exited".
+    detail = f"done {age(since)} ago" if values["SubState"] == "exited" else f"{values['SubState']} for {age(since)}"
     if (memory := values.get("MemoryCurrent", "")).isdigit() and int(memory) < 2**62:
         detail += f", {int(memory) // 2**20} MB"
     restarts = int(values.get("NRestarts") or 0)
