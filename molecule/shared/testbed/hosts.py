@@ -28,6 +28,7 @@ class Host:
         publish: ports as docker's --publish takes them, e.g. "127.0.0.1:8443:443".
         memory: memory limit as docker takes it, e.g. "2g"; empty for none.
         user: account that Ansible logs in with; a bare host knows only root.
+        package_lists: whether apt's lists are there, as on some providers' images and not on others.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Host:
     publish: list[str] = field(default_factory=list)
     memory: str = ""
     user: str = "root"
+    package_lists: bool = True
 
     def image(self) -> str:
         """Return the name of the image for the suite."""
@@ -117,6 +119,7 @@ def _settle(scenario: str, host: Host, public_key: str) -> str:
         "echo 'Acquire::http::Proxy \"http://apt-cache:3142\";' > /etc/apt/apt.conf.d/01testbed-cache",
         *(f"cat > /usr/local/share/ca-certificates/{file} <<'EOF'\n{text}\nEOF" for file, text in trust.items()),
         "update-ca-certificates >/dev/null 2>&1",
+        "apt-get -qq update" if host.package_lists else "",
     ]
     execute(name, "\n".join(script))
     return execute(name, "cat /etc/ssh/ssh_host_*_key.pub")
@@ -206,5 +209,7 @@ def destroy(scenario: str) -> None:
     names = docker("ps", "-aq", "--filter", f"label=chatbot-testbed={scenario}").split()
     if names:
         docker("rm", "-fv", *names)
+    for socket in Path("/tmp").glob(f"testbed-{scenario}-*"):  # noqa: S108  (see .config/molecule/config.yml)
+        socket.unlink(missing_ok=True)
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree(directory(scenario))
