@@ -1,0 +1,70 @@
+"""Use the chat all the time, as its users do, and write down everything that went wrong and which releases answered.
+
+watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists. It runs on the host, so
+standard library only.
+"""
+
+import json
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+
+base, result = sys.argv[1], Path(sys.argv[2])
+stop = result.with_suffix(".stop")
+stop.unlink(missing_ok=True)
+result.unlink(missing_ok=True)
+failures: list[str] = []
+releases: list[str] = []
+requests = answers = 0
+
+
+def call(path, body=None):
+    """Return the open response; an empty body is a POST as well."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    request = urllib.request.Request(base + path, data, headers)  # noqa: S310 - the address is the scenario's own
+    return urllib.request.urlopen(request, timeout=120)  # noqa: S310
+
+
+def ask():
+    """Ask for the release five times a second."""
+    global requests
+    while not stop.exists():
+        try:
+            with call("/api/v1/ready") as response:
+                release = json.load(response)["release"]
+            requests += 1
+            if not releases or releases[-1] != release:
+                releases.append(release)
+        except Exception as error:
+            failures.append(f"ready: {error!r}")
+        time.sleep(0.2)
+
+
+def chat():
+    """Have one answer streamed after the other, with a little time to read it."""
+    global answers
+    while not stop.exists():
+        try:
+            with call("/api/v1/conversations", {}) as response:
+                conversation = json.load(response)["id"]
+            with call(f"/api/v1/conversations/{conversation}/messages", {"content": "Count from one to twenty."}) as response:
+                events = response.read().decode()
+            if "event: delta" not in events or "event: done" not in events:
+                failures.append(f"chat: cut off after {events[-200:]!r}")
+            answers += 1
+        except Exception as error:
+            failures.append(f"chat: {error!r}")
+        time.sleep(2)
+
+
+threads = [threading.Thread(target=ask), threading.Thread(target=chat)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+staged = result.with_suffix(".new")
+staged.write_text(json.dumps({"requests": requests, "answers": answers, "releases": releases, "failures": failures}))
+staged.replace(result)
