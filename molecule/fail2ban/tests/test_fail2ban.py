@@ -1,0 +1,130 @@
+"""Who guesses is banned, from real failures to real packets; others are not.
+
+A network namespace with an address of its own plays the attacker, so that the control node never bans itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCENARIO = Path(__file__).resolve().parent.parent
+HOST, ATTACKER = "10.99.0.1", "10.99.0.2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def attacker(host: Any) -> Iterator[None]:
+    """A neighbour on a link of its own."""
+    host.run("ip netns del attacker")
+    host.check_output(
+        "ip netns add attacker && ip link add attacker type veth peer name eth0 netns attacker"
+        f" && ip addr add {HOST}/24 dev attacker && ip link set attacker up"
+        f" && ip -n attacker addr add {ATTACKER}/24 dev eth0 && ip -n attacker link set eth0 up"
+    )
+    yield
+    host.run("ip netns del attacker")
+
+
+@pytest.fixture(autouse=True)
+def forgiven(host: Any) -> Iterator[None]:
+    """Every test begins and ends without bans."""
+    host.check_output("fail2ban-client unban --all")
+    yield
+    host.check_output("fail2ban-client unban --all")
+
+
+def reaches(host: Any, port: int) -> bool:
+    """Return whether the attacker's packets get to a port of the host."""
+    probe = f"import socket; socket.create_connection(('{HOST}', {port}), timeout=2)"
+    return host.run(f'ip netns exec attacker python3 -c "{probe}"').rc == 0
+
+
+def banned(host: Any, jail: str) -> list[str]:
+    """Return the addresses that a jail has banned."""
+    return host.check_output(f"fail2ban-client get {jail} banip").split()
+
+
+def wait_for_ban(host: Any, jail: str, address: str) -> bool:
+    """Return whether the address is banned within half a minute."""
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        if address in banned(host, jail):
+            return True
+        time.sleep(1)
+    return False
+
+
+def test_guessing_on_ssh_leads_to_a_ban_on_every_port(host: Any) -> None:
+    assert reaches(host, 22)
+    assert reaches(host, 80)
+    login = "ssh -o BatchMode=yes -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ConnectTimeout=5"
+    for name in ("oracle", "ubuntu", "test"):
+        assert host.check_output(f"ip netns exec attacker {login} {name}@{HOST} true || echo refused") == "refused"
+    assert wait_for_ban(host, "sshd", ATTACKER)
+    assert not reaches(host, 22)
+    assert not reaches(host, 80)
+    assert host.check_output("true") == "", "the control node is banned, too"
+    host.check_output(f"fail2ban-client unban {ATTACKER}")
+    assert reaches(host, 22)
+
+
+def test_guessing_the_sites_password_leads_to_a_ban(host: Any) -> None:
+    request = (
+        "import base64, urllib.error, urllib.request\n"
+        f"request = urllib.request.Request('http://{HOST}:8080/')\n"
+        "request.add_header('Authorization', 'Basic ' + base64.b64encode(b'chat:wrong').decode())\n"
+        "for _ in range(3):\n"
+        "    try:\n"
+        "        urllib.request.urlopen(request, timeout=5)\n"
+        "    except urllib.error.HTTPError as error:\n"
+        "        assert error.code == 401\n"
+    )
+    host.check_output("ip netns exec attacker python3 -c %s", request)
+    assert wait_for_ban(host, "nginx-http-auth", ATTACKER)
+    assert not reaches(host, 8080)
+    assert not reaches(host, 22)
+
+
+def test_a_ban_survives_a_restart_and_other_tables_do_too(host: Any) -> None:
+    host.check_output("nft 'add table inet foreign; add chain inet foreign c'")
+    host.check_output("fail2ban-client set sshd banip 192.0.2.7")
+    host.check_output("systemctl restart fail2ban.service")
+    host.check_output("timeout 30 sh -c 'until fail2ban-client ping >/dev/null 2>&1; do sleep 0.5; done'")
+    assert wait_for_ban(host, "sshd", "192.0.2.7")
+    assert "192.0.2.7" in host.check_output("nft list table inet f2b-table")
+    host.check_output("nft delete table inet foreign")
+
+
+def test_who_comes_back_again_and_again_is_banned_for_long(host: Any) -> None:
+    for _ in range(3):
+        host.check_output("fail2ban-client set sshd banip 192.0.2.9")
+        host.check_output("fail2ban-client set sshd unbanip 192.0.2.9")
+    assert wait_for_ban(host, "recidive", "192.0.2.9")
+
+
+def test_a_broken_jail_is_refused_before_it_stops_anything(host: Any) -> None:
+    variables = host.ansible.get_variables()
+    before = host.check_output("sha256sum /etc/fail2ban/jail.d/chatbot.local")
+    run = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ansible-playbook"),
+            "--inventory", f"{variables['testbed_directory']}/hosts.yml",
+            "--limit", variables["inventory_hostname"],
+            "--extra-vars", json.dumps({"fail2ban_jails": {"broken": {"filter": "there-is-none"}}}),
+            str(SCENARIO / "converge.yml"),
+        ],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
+        cwd=SCENARIO.parent.parent, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "there-is-none" in run.stdout
+    assert host.check_output("sha256sum /etc/fail2ban/jail.d/chatbot.local") == before
+    assert "pong" in host.check_output("fail2ban-client ping")
