@@ -106,8 +106,16 @@ def build_vps(name: str) -> None:
     hooks = [
         *_common_hooks(),
         f"copy-in {HERE / 'vps-init'} /usr/sbin",
-        # A container's kernel has no modules to load, and every host makes its own keys on its first boot.
-        'ln -sf /dev/null "$1/etc/systemd/system/systemd-modules-load.service"',
+        # A container's kernel has no modules to load, and it has no console to ask for passwords.
+        *(
+            f'ln -sf /dev/null "$1/etc/systemd/system/{unit}"'
+            for unit in (
+                "systemd-modules-load.service",
+                "systemd-ask-password-console.path",
+                "systemd-ask-password-wall.path",
+            )
+        ),
+        # Every host makes its own keys on its first boot.
         'rm -f "$1"/etc/ssh/ssh_host_*',
         ': > "$1/etc/machine-id"',
     ]
