@@ -50,7 +50,8 @@ def chat():
         try:
             with call("/api/v1/conversations", {}) as response:
                 conversation = json.load(response)["id"]
-            with call(f"/api/v1/conversations/{conversation}/messages", {"content": "Count from one to twenty."}) as response:
+            question = {"content": "Count from one to twenty."}
+            with call(f"/api/v1/conversations/{conversation}/messages", question) as response:
                 events = response.read().decode()
             if "event: delta" not in events or "event: done" not in events:
                 failures.append(f"chat: cut off after {events[-200:]!r}")
