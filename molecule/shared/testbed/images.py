@@ -69,7 +69,8 @@ def authorities() -> list[Path]:
 
 def _digest(*parts: str) -> str:
     files = [HERE / "vps-init", Path(__file__), *authorities()]
-    material = "\n".join(parts) + "".join(p.read_text(errors="replace") for p in files)
+    # Two checkouts on one machine share the images: where this one lies must not count.
+    material = "\n".join(parts).replace(str(HERE), "") + "".join(p.read_text(errors="replace") for p in files)
     return hashlib.sha256(material.encode()).hexdigest()[:16]
 
 
