@@ -78,3 +78,20 @@ def test_the_last_line_is_the_count(runner: ModuleType, finished: Any, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "5 passed, 0 failed, 1 skipped"
     assert "  job: 1 x a.py:1: why" in lines
+
+
+def test_a_parked_scenario_is_skipped_with_its_reason(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "molecule/other").mkdir(parents=True)
+    (tmp_path / "molecule/other/PARKED.md").write_text("Waits for its authority.\nMore of it.\n")
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    run = runner.Run()
+    run.jobs = [runner.Job("job", [["true"]], 1.0), runner.Job("other", [["true"]], 1.0)]
+    for job in run.jobs:
+        job.park()
+    run.jobs[0].status, run.jobs[0].counts["passed"] = "passed", 1
+    assert run.summary() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "  other: Waits for its authority." in lines
+    assert lines[-1] == "1 passed, 0 failed, 1 skipped"
