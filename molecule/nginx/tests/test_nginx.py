@@ -266,6 +266,13 @@ def test_grafana_has_its_own_login(site):
     assert (seen["headers"]["upgrade"], seen["headers"]["connection"]) == ("websocket", "upgrade")
 
 
+def test_grafana_gets_its_own_tokens_but_never_the_chats_password(site):
+    _, _, body = site.get("/grafana/", login=True)
+    assert "authorization" not in json.loads(body)["headers"]
+    _, _, body = site.get("/grafana/", "-H", "Authorization: Bearer grafana-token", login=False)
+    assert json.loads(body)["headers"]["authorization"] == "Bearer grafana-token"
+
+
 def test_figures_are_for_this_host_only(host, site):
     assert "nginx_up 1" in host.check_output(
         "python3 -c %s",
