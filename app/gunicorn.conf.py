@@ -25,7 +25,7 @@ wsgi_app = "chatbot.wsgi:app"
 chdir = str(Path(__file__).resolve().parent)
 bind = _settings.bind
 workers = _settings.workers
-worker_class = "gevent"
+worker_class = "chatbot.worker.Worker"
 # Streams are cheap: this is a guard against running out of file descriptors. No max_requests: it cuts running streams.
 worker_connections = 1000
 # A worker whose event loop is stuck for this long is replaced (seconds).

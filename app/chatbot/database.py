@@ -27,6 +27,7 @@ from sqlalchemy import (
     TypeDecorator,
     create_engine,
     event,
+    text,
 )
 from sqlalchemy.engine.interfaces import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
@@ -44,11 +45,12 @@ class Role(StrEnum):
 
 
 class Status(StrEnum):
-    """How far a message is: only `streaming` ever changes."""
+    """How far a message is. `streaming` changes when the generation ends; the last three can be continued."""
 
     COMPLETE = "complete"
     STREAMING = "streaming"
-    INTERRUPTED = "interrupted"  # stopped by the reader, a time limit or a crash; the text so far is kept
+    STOPPED = "stopped"  # by the reader
+    INTERRUPTED = "interrupted"  # by a limit, a restart or a crash; `finish_reason` says by what
     FAILED = "failed"  # the model did not answer, or broke off with an error
 
 
@@ -81,6 +83,12 @@ class Base(DeclarativeBase):
     type_annotation_map: ClassVar = {datetime: UtcDateTime}
 
 
+STREAMING_ONLY: Any = {
+    "postgresql_where": text("status = 'streaming'"),
+    "sqlite_where": text("status = 'streaming'"),
+}
+
+
 class Conversation(Base):
     """A tree of messages. Without an owner (a client that keeps no cookie) its identifier is the only key to it."""
 
@@ -92,17 +100,24 @@ class Conversation(Base):
     title: Mapped[str] = mapped_column(String(200), default="")
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now)
+    # A message of the branch that the reader has chosen; null (or a message that is gone) means the newest one.
+    current_message_id: Mapped[uuid.UUID | None]
 
 
 class Message(Base):
-    """One message. `parent_id` is the message it answers, null at the root: a conversation may branch."""
+    """One message. `parent_id` is the message it answers, null at the root: a conversation may branch.
+
+    While it is `streaming`, the process that writes it renews `updated_at`: see `generations.LEASE`.
+    """
 
     __tablename__ = "messages"
     __table_args__ = (
         CheckConstraint("role IN ('user', 'assistant')", name="role"),
-        CheckConstraint("status IN ('complete', 'streaming', 'interrupted', 'failed')", name="status"),
+        CheckConstraint("status IN ('complete', 'streaming', 'stopped', 'interrupted', 'failed')", name="status"),
         Index(None, "conversation_id", "created_at"),
         Index(None, "parent_id"),
+        # Small: only the messages that are being written.
+        Index("ix_messages_streaming", "updated_at", **STREAMING_ONLY),
     )
 
     id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
@@ -114,6 +129,8 @@ class Message(Base):
     model: Mapped[str | None] = mapped_column(String(100))
     prompt_tokens: Mapped[int | None]
     completion_tokens: Mapped[int | None]
+    # The model's word (`stop`, `length`) or ours (`reason` of a Generation).
+    finish_reason: Mapped[str | None] = mapped_column(String(32))
     error: Mapped[str | None] = mapped_column(String(500))
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now)

@@ -8,15 +8,18 @@ import uuid
 from flask import Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatbot import conversations, health, web
-from chatbot.cache import connect
+from chatbot import conversations, health, messages, web
+from chatbot.cache import LOG_TIMEOUT_SECONDS, connect
 from chatbot.database import Database
+from chatbot.generations import Generations
 from chatbot.metrics import init_metrics
 from chatbot.model import Model
 from chatbot.problems import init_problems
 from chatbot.ratelimits import init_rate_limits
 from chatbot.sessions import ActiveSessions, init_sessions, session_id
 from chatbot.settings import Settings
+from chatbot.streamlog import KEEP_ENDED_SECONDS, MemoryLog, StreamLog
+from chatbot.valkeylog import ValkeyLog
 
 log = logging.getLogger(__name__)
 
@@ -39,15 +42,23 @@ def create_app(settings: Settings) -> Flask:
     valkey = connect(settings)
     database = Database(settings)
     sessions = ActiveSessions(valkey)
-    app.extensions |= {"settings": settings, "database": database, "valkey": valkey, "model": Model(settings)}
+    model, stream_log = Model(settings), _stream_log(settings)
+    app.extensions |= {
+        "settings": settings,
+        "database": database,
+        "valkey": valkey,
+        "model": model,
+        "stream_log": stream_log,
+        "generations": Generations(database, model, stream_log, settings.stream_max_seconds),
+    }
 
     _log_requests(app)
     init_metrics(app, settings, sessions)
     init_problems(app)
     init_sessions(app)
-    for blueprint in (conversations.blueprint, health.blueprint, web.blueprint):
+    for blueprint in (conversations.blueprint, messages.blueprint, health.blueprint, web.blueprint):
         app.register_blueprint(blueprint)
-    init_rate_limits(app, settings, valkey, "conversations.post_message")
+    init_rate_limits(app, settings, valkey, messages.GENERATING)
 
     @app.before_request
     def note_session() -> None:
@@ -56,7 +67,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.before_request
     def refuse_stale_schema() -> None:
-        if request.blueprint == conversations.blueprint.name:
+        if request.blueprint in (conversations.blueprint.name, messages.blueprint.name):
             database.check_schema()
 
     @app.after_request
@@ -67,6 +78,13 @@ def create_app(settings: Settings) -> Flask:
         return response
 
     return app
+
+
+def _stream_log(settings: Settings) -> StreamLog:
+    valkey = connect(settings, timeout=LOG_TIMEOUT_SECONDS)
+    if valkey is None:
+        return MemoryLog()
+    return ValkeyLog(valkey, settings.stream_max_seconds + KEEP_ENDED_SECONDS)
 
 
 def _log_requests(app: Flask) -> None:

@@ -1,202 +1,222 @@
-"""One answer being written: a thread of its own reads the model, saves the text as it grows and tells a reader.
+"""One answer being written. It belongs to the process, not to a request: readers come and go without its noticing.
 
-Under gunicorn the thread is a greenlet. Nothing here knows of HTTP.
+It runs in a thread of its own, which is a greenlet under gunicorn. Nothing here knows of HTTP.
 """
 
 import logging
-import queue
 import threading
 import time
 import uuid
 from dataclasses import dataclass
 
+import orjson
 from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatbot import metrics
 from chatbot.database import Conversation, Database, Message, Status, now
-from chatbot.model import Model, ModelError, Turn
+from chatbot.model import Answer, Model, ModelError, Turn
+from chatbot.streamlog import StreamLog
 
 log = logging.getLogger(__name__)
 
-# Text older than this (seconds) is in the database, whatever happens to this process.
-SAVE_EVERY = 1.0
 # The last save is tried again for as long as a killed PostgreSQL needs to come back.
 LAST_SAVE_ATTEMPTS = 10
 LAST_SAVE_PAUSE = 1.0
+# A longer answer (characters) is ended: a model that never stops must not fill the memory.
+MAX_CHARS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
-    """The model accepted the question."""
+class Job:
+    """What to generate: the text for a message that is `streaming` already, and what it begins with when continued."""
+
+    message_id: uuid.UUID
+    turns: list[Turn]
+    text: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """The next piece of text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The answer has ended and is saved. Token counts are None where the model did not tell."""
+class Outcome:
+    """How an answer has ended. Token counts are None where nobody told; `error` is for the reader."""
 
     status: Status
-    finish_reason: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    error: str | None = None
+    error_status: int = 502
 
+    def encoded(self) -> bytes:
+        """The outcome for the last entry of a log."""
+        return orjson.dumps(self)
 
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """The answer has ended with an error; the text so far is saved."""
-
-    error: ModelError
-
-
-Event = Opened | Delta | Done | Failed
+    @staticmethod
+    def decoded(encoded: bytes) -> "Outcome":
+        """The opposite."""
+        fields = orjson.loads(encoded)
+        return Outcome(**fields | {"status": Status(fields["status"])})
 
 
 class Generation:
-    """Writes the message `message_id`, which is in the database with the status `streaming`.
+    """Writes one message: into its log at once, into the database when `save` of its keeper and at the end."""
 
-    `events` ends with exactly one Done or Failed, unless `cancel` was called.
-    """
-
-    def __init__(
-        self, database: Database, model: Model, message_id: uuid.UUID, turns: list[Turn], max_seconds: float
-    ) -> None:
-        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.message_id = message_id
+    def __init__(self, database: Database, model: Model, stream_log: StreamLog, job: Job) -> None:
+        self.message_id = job.message_id
+        self.started = time.monotonic()
+        self.refusal: ModelError | None = None
         self._database = database
         self._model = model
-        self._turns = turns
-        self._max_seconds = max_seconds
-        self._started = time.monotonic()
-        self._pieces: list[str] = []
+        self._log = stream_log
+        self._stream = str(job.message_id)
+        self._turns = job.turns
+        self._text = [job.text]
+        self._chars = len(job.text)
+        self._pieces = 0
         self._prompt_tokens: int | None = None
         self._completion_tokens: int | None = None
+        self._answer: Answer | None = None
+        self._asked = threading.Event()
         self._lock = threading.Lock()
-        self._ended = False
-        self._unwanted = False  # somebody else ended or deleted the message
+        self.ended = False  # nothing is added any more
+        self.finished = False  # everything is saved
 
-    def start(self) -> None:
-        """Begin to ask the model."""
-        threading.Thread(target=self._run, name=f"generation-{self.message_id}", daemon=True).start()
-
-    def cancel(self) -> None:
-        """End the answer here and keep its text as interrupted. Does nothing when it has ended."""
-        self._end(Status.INTERRUPTED)
-
-    def heartbeat(self) -> None:
-        """Tell the database that a silent generation is alive (see `conversations.mark_dead_generations`)."""
-        if not self._ended:
-            self._save(Status.STREAMING)
-
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Write the answer to its end. Never raises."""
+        self._log.open(self._stream)
         try:
-            self.events.put(self._generate())
+            self._write()
         except ModelError as error:
-            self._end(Status.FAILED, error=error.detail)
-            self.events.put(Failed(error))
+            self.refusal = error
+            self._end(Status.FAILED, error=error)
         except Exception:
-            log.exception("generation broke", extra={"message_id": str(self.message_id)})
-            broken = ModelError(500, "The answer broke off because of an internal error.")
-            self._end(Status.FAILED, error=broken.detail)
-            self.events.put(Failed(broken))
+            log.exception("generation broke", extra={"message_id": self._stream})
+            self._end(Status.FAILED, error=ModelError(500, "The answer broke off because of an internal error."))
+        finally:
+            self._asked.set()
 
-    def _generate(self) -> Done:
+    def wait_for_model(self, seconds: float) -> ModelError | None:
+        """Wait until the model has accepted the question or refused it; the error in the second case."""
+        self._asked.wait(seconds)
+        return None if self._answer else self.refusal
+
+    def stop(self, status: Status, reason: str) -> None:
+        """End the answer here, keep its text and leave the model. Does nothing when it has ended."""
+        self._end(status, reason)
+        if self._answer:
+            self._answer.close()
+
+    def snapshot(self) -> tuple[str, int]:
+        """The text so far, and its length."""
+        with self._lock:
+            self._text = ["".join(self._text)]
+            return self._text[0], self._chars
+
+    def _write(self) -> None:
         finish_reason = None
-        saved = self._started
-        with self._model.answer(self._turns) as chunks:
-            self.events.put(Opened())
-            for chunk in chunks:
-                if self._ended or self._unwanted:
-                    break
-                clock = time.monotonic()
+        self._answer = self._model.answer(self._turns)
+        self._asked.set()
+        try:
+            for chunk in self._answer:
                 finish_reason = chunk.finish_reason or finish_reason
                 self._prompt_tokens = chunk.prompt_tokens or self._prompt_tokens
                 self._completion_tokens = chunk.completion_tokens or self._completion_tokens
                 if chunk.text:
-                    if not self._pieces:
-                        metrics.first_token.labels(self._model.name).observe(clock - self._started)
-                    self._pieces.append(chunk.text)
-                    self.events.put(Delta(chunk.text))
-                if clock - saved >= SAVE_EVERY:
-                    saved = clock
-                    self._save(Status.STREAMING)
-                if clock - self._started > self._max_seconds:
-                    finish_reason = "time_limit"
-                    break
-        stopped = self._ended or self._unwanted
-        if finish_reason is None and not stopped:
+                    self._append(chunk.text, chunk.pieces)
+                if self.ended:
+                    return
+                if self._chars > MAX_CHARS:
+                    self.stop(Status.INTERRUPTED, "size_limit")
+                    return
+        except ModelError:
+            if self.ended:
+                return  # `stop` has closed the connection
+            raise
+        finally:
+            self._answer.close()
+        if finish_reason is None:
             raise ModelError(502, "The model broke off in the middle of the answer.")
-        status = Status.INTERRUPTED if finish_reason == "time_limit" or stopped else Status.COMPLETE
-        self._end(status)
-        return Done(status, finish_reason, self._prompt_tokens, self._counted())
+        self._end(Status.COMPLETE, finish_reason)
 
-    def _counted(self) -> int:
-        """The answer's tokens: the model's count, or the number of pieces when it was cut before it could tell."""
-        return self._completion_tokens if self._completion_tokens is not None else len(self._pieces)
-
-    def _end(self, status: Status, *, error: str | None = None) -> None:
+    def _append(self, text: str, pieces: int) -> None:
         with self._lock:
-            if self._ended:
+            if self.ended:
                 return
-            self._ended = True
-        name = self._model.name
+            if not self._pieces:
+                metrics.first_token.labels(self._model.name).observe(time.monotonic() - self.started)
+            self._pieces += pieces
+            self._text.append(text)
+            self._chars += len(text)
+            self._log.append(self._stream, self._chars, text)
+
+    def _end(self, status: Status, reason: str | None = None, error: ModelError | None = None) -> None:
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+        counted = self._completion_tokens if self._completion_tokens is not None else self._pieces
+        if error is None:
+            outcome = Outcome(status, reason, self._prompt_tokens, counted)
+        else:
+            outcome = Outcome(status, "error", self._prompt_tokens, counted, error.detail, error.status)
+        self._report(outcome)
+        for _ in range(LAST_SAVE_ATTEMPTS):
+            if self._save(outcome):
+                break
+            time.sleep(LAST_SAVE_PAUSE)
+        else:
+            log.error("the end of an answer could not be saved", extra={"message_id": self._stream})
+        self._log.close(self._stream, self._chars, outcome.encoded())
+        self.finished = True
+
+    def _report(self, outcome: Outcome) -> None:
+        name, seconds = self._model.name, time.monotonic() - self.started
         metrics.messages_total.labels("assistant", name).inc()
-        metrics.answers_total.labels(name, status.value).inc()
-        metrics.tokens_total.labels(name, "prompt").inc(self._prompt_tokens or 0)
-        metrics.tokens_total.labels(name, "completion").inc(self._counted())
-        metrics.stream_duration.labels(name).observe(time.monotonic() - self._started)
+        metrics.count_answer(name, outcome.status.value, outcome.finish_reason or "")
+        metrics.tokens_total.labels(name, "prompt").inc(outcome.prompt_tokens or 0)
+        metrics.tokens_total.labels(name, "completion").inc(outcome.completion_tokens or 0)
+        metrics.stream_duration.labels(name).observe(seconds)
         log.info(
             "answer ended",
             extra={
-                "message_id": str(self.message_id),
-                "status": status.value,
-                "seconds": round(time.monotonic() - self._started, 3),
-                "prompt_tokens": self._prompt_tokens,
-                "completion_tokens": self._counted(),
+                "message_id": self._stream,
+                "status": outcome.status.value,
+                "finish_reason": outcome.finish_reason,
+                "seconds": round(seconds, 3),
+                "prompt_tokens": outcome.prompt_tokens,
+                "completion_tokens": outcome.completion_tokens,
             },
         )
-        for _ in range(LAST_SAVE_ATTEMPTS):
-            if self._save(status, error=error):
-                return
-            time.sleep(LAST_SAVE_PAUSE)
-        log.error("the end of an answer could not be saved", extra={"message_id": str(self.message_id)})
 
-    def _save(self, status: Status, *, error: str | None = None) -> bool:
-        """Write the text so far; False when the database did not take it.
+    def _save(self, outcome: Outcome) -> bool:
+        """Write text and outcome; False when the database did not take them.
 
-        Where the message is no longer `streaming` somebody else has ended it, and the generation ends, too. Its last
-        words may still be added to an interrupted message, so that the text is what the reader saw.
+        Where somebody else has ended the message meanwhile (see `generations.Generations.reap`) only the text is
+        written: it is what its readers saw.
         """
-        values: dict[str, object] = {
-            "content": "".join(self._pieces),
-            "status": status,
-            "updated_at": now(),
-            "error": error,
+        text, _ = self.snapshot()
+        clock = now()
+        values = {
+            "content": text,
+            "status": outcome.status,
+            "finish_reason": outcome.finish_reason,
+            "error": outcome.error,
+            "prompt_tokens": outcome.prompt_tokens,
+            "completion_tokens": outcome.completion_tokens,
+            "updated_at": clock,
         }
-        open_states = [Status.STREAMING]
-        if status is not Status.STREAMING:
-            values |= {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._counted()}
-            open_states.append(Status.INTERRUPTED)
-            if self._unwanted:
-                values["status"] = Status.INTERRUPTED
-        mine = (Message.id == self.message_id, Message.status.in_(open_states))
-        statement = update(Message).where(*mine).values(values).returning(Message.conversation_id)
+        mine = Message.id == self.message_id
         try:
             with self._database.session() as session:
-                rows = session.execute(statement).scalars().all()
-                if rows and status is not Status.STREAMING:
-                    session.execute(update(Conversation).where(Conversation.id == rows[0]).values(updated_at=now()))
+                saved = update(Message).where(mine, Message.status == Status.STREAMING).values(values)
+                conversation = session.execute(saved.returning(Message.conversation_id)).scalar()
+                if conversation is None:
+                    kept = update(Message).where(mine, Message.status == Status.INTERRUPTED)
+                    session.execute(kept.values(content=text))
+                else:
+                    touched = update(Conversation).where(Conversation.id == conversation)
+                    session.execute(touched.values(updated_at=clock))
         except SQLAlchemyError as failure:
-            log.warning(
-                "could not save an answer: %s", type(failure).__name__, extra={"message_id": str(self.message_id)}
-            )
+            log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False
-        if not rows:
-            self._unwanted = True
         return True

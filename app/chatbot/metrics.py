@@ -35,6 +35,15 @@ tokens_total = Counter(
 )
 answers_total = Counter("chatbot_answers_total", "Answers that ended, by how they ended", ["model", "status"])
 open_streams = Gauge("chatbot_open_streams", "Responses that are streaming right now", multiprocess_mode="livesum")
+resumed_streams = Counter("chatbot_resumed_streams_total", "Requests that continued reading an answer")
+running_generations = Gauge(
+    "chatbot_running_generations",
+    "Answers that are being written, with or without a reader",
+    multiprocess_mode="livesum",
+)
+cut_answers = Counter(
+    "chatbot_cut_answers_total", "Answers that were stopped or interrupted, by what did it", ["model", "reason"]
+)
 first_token = Histogram(
     "chatbot_time_to_first_token_seconds",
     "From the user's message to the first piece of the answer",
@@ -50,6 +59,17 @@ stream_duration = Histogram(
 build_info = Gauge(
     "chatbot_build_info", "The running release; always 1", ["release", "colour"], multiprocess_mode="livemax"
 )
+
+
+# What cuts an answer; `worker_lost` is noticed by another process.
+CUT_REASONS = ("stopped", "time_limit", "size_limit", "shutdown", "superseded", "worker_lost")
+
+
+def count_answer(model: str, status: str, reason: str) -> None:
+    """Count an answer that has ended."""
+    answers_total.labels(model, status).inc()
+    if reason in CUT_REASONS:
+        cut_answers.labels(model, reason).inc()
 
 
 def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> None:
@@ -72,6 +92,8 @@ def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> No
         messages_total.labels(role, settings.model_name)
     for kind in ("prompt", "completion"):
         tokens_total.labels(settings.model_name, kind)
+    for reason in CUT_REASONS:
+        cut_answers.labels(settings.model_name, reason)
 
     @app.before_request
     def start_clock() -> None:

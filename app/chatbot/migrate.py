@@ -39,6 +39,9 @@ def migrate(settings: Settings) -> str:
             return f"already at {head}"
         if before is not None and before not in {script.revision for script in scripts.walk_revisions()}:
             return f"at {before}, newer than this release's {head}: left alone"
+        if connection.dialect.name == "sqlite":
+            # It changes a table by making a new one, and dropping the old one would delete what refers to it.
+            connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
         connection.commit()

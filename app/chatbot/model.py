@@ -3,20 +3,27 @@
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 import openai
+import orjson
 
 from chatbot.settings import Settings
+from chatbot.sse import DataParser
+from chatbot.transport import Transport
 
 log = logging.getLogger(__name__)
 
 CONNECT_ATTEMPTS = 3
 RETRY_PAUSE = 0.5  # seconds before the second attempt, twice that before the third
+# Seconds between two reads of an answer. Shorter than anybody notices, long enough for several tokens.
+READ_PAUSE = 0.04
+# The data of the API's last event.
+DONE = b"[DONE]"
 
 
 class Turn(TypedDict):
@@ -28,9 +35,10 @@ class Turn(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer: text (may be empty), and towards the end why it ended and what it used."""
+    """What one read of an answer brought: text of so many pieces, and towards the end why it ended and what it used."""
 
     text: str = ""
+    pieces: int = 0
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -55,6 +63,7 @@ class Model:
             base_url=settings.model_base_url,
             api_key=settings.model_api_key.get_secret_value(),
             timeout=httpx2.Timeout(settings.model_timeout, connect=5, pool=5),
+            http_client=_http_client(settings.model_base_url),
             # The library would sleep for as long as the provider asks; a reader wants to know at once.
             max_retries=0,
         )
@@ -71,35 +80,36 @@ class Model:
         if settings.model_temperature is not None:
             self._parameters["temperature"] = settings.model_temperature
 
-    @contextmanager
-    def answer(self, turns: list[Turn]) -> Iterator[Iterator[Chunk]]:
-        """Ask, and give the answer's pieces as they come; entered when the model has accepted the question.
+    def answer(self, turns: list[Turn]) -> "Answer":
+        """Ask; returns when the model has accepted the question. Raises ModelError."""
+        return Answer(self._open(turns))
 
-        Raises ModelError, on entering and while iterating. Leaving closes the connection, which stops the model.
-        """
-        stream = self._open(turns)
-        try:
-            yield _chunks(stream)
-        finally:
-            stream.close()
-
-    def _open(self, turns: list[Turn]) -> "openai.Stream[object]":
+    def _open(self, turns: list[Turn]) -> httpx2.Response:
         """Send the question. A server that is unreachable or loading is asked again: it may be restarting."""
         for attempt in range(CONNECT_ATTEMPTS):
             try:
-                # Unlike chat.completions.create(), plain dicts: validating each piece costs forty times its parsing.
-                return self._client.post(
+                # Unlike chat.completions.create(): plain dicts in, and out comes the response as it is.
+                stream = self._client.post(
                     "/chat/completions",
                     body=self._parameters | {"messages": turns},
                     cast_to=object,
                     stream=True,
                     stream_cls=openai.Stream[object],
                 )
+                return stream.response
             except openai.OpenAIError as error:
                 if not _may_be_restarting(error) or attempt == CONNECT_ATTEMPTS - 1:
                     raise _explained(error) from None
                 time.sleep(RETRY_PAUSE * (attempt + 1))
         raise AssertionError("unreachable")
+
+
+def _http_client(url: str) -> httpx2.Client:
+    """The library's own client on our transport; with httpx2's where the environment names a proxy for this URL."""
+    parts = urlsplit(url)
+    proxies = getproxies()
+    proxied = (parts.scheme in proxies or "all" in proxies) and not proxy_bypass(parts.hostname or "")
+    return openai.DefaultHttpx2Client() if proxied else openai.DefaultHttpx2Client(transport=Transport())
 
 
 def _may_be_restarting(error: openai.OpenAIError) -> bool:
@@ -108,34 +118,65 @@ def _may_be_restarting(error: openai.OpenAIError) -> bool:
     return isinstance(error, openai.APIConnectionError) and not isinstance(error, openai.APITimeoutError)
 
 
-def _chunks(stream: "openai.Stream[object]") -> Iterator[Chunk]:
-    try:
-        for data in stream:
-            chunk = _parse(data)
-            if chunk is not None:
-                yield chunk
-    except (openai.OpenAIError, httpx2.HTTPError) as error:
-        raise _explained(error) from None
-    except (ValueError, TypeError, AttributeError, LookupError):  # no JSON, or not the API's
-        log.warning("the model's stream cannot be read")
-        raise ModelError(502, "The model sent something that cannot be read.") from None
+class Answer:
+    """An answer that the model is giving. Iterating gives what arrives as Chunks and raises ModelError."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[Chunk]:
+        parser = DataParser()
+        try:
+            for data in self._response.iter_bytes():
+                read = time.monotonic()
+                events = parser.feed(data)
+                if events:
+                    chunk = _parse(events)
+                    if chunk != Chunk():
+                        yield chunk
+                    if events[-1] == DONE:
+                        return
+                    if chunk.text:
+                        # What comes meanwhile is taken in one read: token by token would cost several times as much.
+                        time.sleep(max(0.0, READ_PAUSE - (time.monotonic() - read)))
+        except (openai.OpenAIError, httpx2.HTTPError) as error:
+            raise _explained(error) from None
+        except (ValueError, TypeError, AttributeError, LookupError):  # no JSON, or not the API's
+            log.warning("the model's stream cannot be read")
+            raise ModelError(502, "The model sent something that cannot be read.") from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Close the connection, which stops the model. Any thread may do that; the one that iterates gets an error."""
+        self._response.close()
 
 
-def _parse(data: object) -> Chunk | None:
-    """A server's event as a Chunk; None for events without anything of interest (role only, empty choices)."""
-    if not isinstance(data, dict):
-        raise TypeError("not an object")
-    choices = data.get("choices") or [{}]
-    usage = data.get("usage") or {}
-    delta = choices[0].get("delta") or {}
-    chunk = Chunk(
+def _parse(events: list[bytes]) -> Chunk:
+    """Events of the chat-completions API as one Chunk. Raises ModelError for an error that the model reports."""
+    texts: list[str] = []
+    finish_reason = None
+    usage: dict[str, Any] = {}
+    for event in events:
+        if event == DONE:
+            break
+        data = orjson.loads(event)
+        if data.get("error"):
+            log.warning("model error inside the stream")
+            raise ModelError(502, "The model failed; try again.")
+        for choice in data.get("choices") or ():
+            if text := (choice.get("delta") or {}).get("content"):
+                texts.append(text)
+            finish_reason = choice.get("finish_reason") or finish_reason
+        usage = data.get("usage") or usage
+    return Chunk(
         # PostgreSQL cannot store NUL.
-        text=(delta.get("content") or "").replace("\x00", ""),
-        finish_reason=choices[0].get("finish_reason"),
+        text="".join(texts).replace("\x00", ""),
+        pieces=len(texts),
+        finish_reason=finish_reason,
         prompt_tokens=usage.get("prompt_tokens"),
         completion_tokens=usage.get("completion_tokens"),
     )
-    return None if chunk == Chunk() else chunk
 
 
 def _explained(error: Exception) -> ModelError:

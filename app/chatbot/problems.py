@@ -40,6 +40,11 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
         return response
 
 
+def model_problem(status: int, detail: str, *, retry_after: int | None = None, **extra: object) -> Problem:
+    """What a reader is told when the model gives no answer."""
+    return Problem(status, "The model did not answer", detail, retry_after=retry_after, **extra)
+
+
 def init_problems(app: Flask) -> None:
     """Make every error of the application a problem document."""
     app.register_error_handler(Problem, Problem.response)

@@ -1,6 +1,7 @@
 """How many messages a browser session and an address may send."""
 
 import time
+from collections.abc import Iterable
 
 from flask import Flask, g
 from flask_limiter import Limiter, RequestLimit
@@ -11,8 +12,8 @@ from chatbot.sessions import session_id
 from chatbot.settings import Settings
 
 
-def init_rate_limits(app: Flask, settings: Settings, valkey: Valkey | None, endpoint: str) -> None:
-    """Limit `endpoint` per session and per address, over all workers through Valkey.
+def init_rate_limits(app: Flask, settings: Settings, valkey: Valkey | None, endpoints: Iterable[str]) -> None:
+    """Limit these endpoints, taken together, per session and per address, over all workers through Valkey.
 
     When Valkey is down each worker counts for itself until it is back.
     """
@@ -29,9 +30,10 @@ def init_rate_limits(app: Flask, settings: Settings, valkey: Valkey | None, endp
         on_breach=_remember_reset,
         **({"storage_uri": "memory://"} | storage),  # type: ignore[arg-type]
     )
-    per_address = limiter.limit(settings.rate_limit_address, key_func=get_remote_address)
-    per_session = limiter.limit(settings.rate_limit, key_func=_session_or_address)
-    app.view_functions[endpoint] = per_session(per_address(app.view_functions[endpoint]))  # type: ignore[assignment]  # still a view
+    per_address = limiter.shared_limit(settings.rate_limit_address, "messages", key_func=get_remote_address)
+    per_session = limiter.shared_limit(settings.rate_limit, "messages", key_func=_session_or_address)
+    for endpoint in endpoints:
+        app.view_functions[endpoint] = per_session(per_address(app.view_functions[endpoint]))  # type: ignore[assignment]  # still a view
 
 
 def _session_or_address() -> str:

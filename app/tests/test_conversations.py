@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chatbot.conversations import DEAD_AFTER, _title
+from chatbot.generations import LEASE
+from chatbot.messages import title_of
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.migrate import migrate
@@ -286,7 +287,7 @@ def test_an_answer_whose_process_died_is_interrupted(
     running = say(client, conversation)
     assert messages(client, conversation)[1]["status"] == "streaming"
     with app.extensions["database"].session() as session:
-        session.execute(update(Message).where(Message.status == "streaming").values(updated_at=now() - DEAD_AFTER * 2))
+        session.execute(update(Message).where(Message.status == "streaming").values(updated_at=now() - LEASE * 2))
     assert messages(client, conversation)[1]["status"] == "interrupted"
     gate.set()
     running.close()
@@ -330,6 +331,6 @@ def test_a_stale_schema_serves_nobody(fake: FakeOpenAI, tmp_path: object) -> Non
 
 
 def test_titles_are_short() -> None:
-    assert _title("short\n one") == "short one"
-    assert _title("word " * 30) == "word " * 10 + "word…"
-    assert len(_title("x" * 500)) == 60
+    assert title_of("short\n one") == "short one"
+    assert title_of("word " * 30) == "word " * 10 + "word…"
+    assert len(title_of("x" * 500)) == 60
