@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from flask import Blueprint
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
-from sqlalchemy import or_, select
+from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
 
 from chatbot import services
@@ -73,8 +73,7 @@ def show(conversation_id: uuid.UUID) -> dict[str, Any]:
     `current_branch` names the messages of the branch to show, from the root on.
     """
     with services.database().session() as session:
-        conversation = find_conversation(session, conversation_id)
-        messages = find_messages(session, conversation_id)
+        conversation, messages = find_with_messages(session, conversation_id)
     return _with_messages(conversation, messages)
 
 
@@ -83,8 +82,7 @@ def change(conversation_id: uuid.UUID) -> dict[str, Any]:
     """Choose the branch to show."""
     body = read_body(ConversationChange)
     with services.database().session() as session:
-        conversation = find_conversation(session, conversation_id)
-        messages = find_messages(session, conversation_id)
+        conversation, messages = find_with_messages(session, conversation_id)
         if body.current_message_id not in {message.id for message in messages}:
             raise Problem(422, "Invalid request", "current_message_id: is not a message of this conversation")
         conversation.current_message_id = body.current_message_id
@@ -107,23 +105,35 @@ def delete(conversation_id: uuid.UUID) -> tuple[str, int]:
 
 def find_conversation(session: Session, conversation_id: uuid.UUID) -> Conversation:
     """The conversation, if it exists and is the browser session's own or nobody's; a Problem (404) otherwise."""
-    mine = or_(Conversation.owner.is_(None), Conversation.owner == session_id())
-    conversation = session.scalar(select(Conversation).where(Conversation.id == conversation_id, mine))
+    conversation = session.scalar(select(Conversation).where(*_accessible(conversation_id)))
     if conversation is None:
-        raise Problem(404, "Not found", "There is no such conversation in this session.")
+        raise _no_conversation()
     return conversation
 
 
-def find_messages(session: Session, conversation_id: uuid.UUID) -> list[Message]:
-    """All messages in the order they were written, those whose process has died marked as interrupted."""
-    messages = list(
-        session.scalars(
-            select(Message).where(Message.conversation_id == conversation_id).order_by(Message.created_at)
-        ).all()
+def find_with_messages(session: Session, conversation_id: uuid.UUID) -> tuple[Conversation, list[Message]]:
+    """The same with all messages in the order they were written; where a process has died they are interrupted."""
+    both = (
+        select(Conversation, Message)
+        .outerjoin(Message, Message.conversation_id == Conversation.id)
+        .where(*_accessible(conversation_id))
+        .order_by(Message.created_at)
     )
+    rows = session.execute(both).all()
+    if not rows:
+        raise _no_conversation()
+    messages = [message for _, message in rows if message is not None]
     if streaming := [message.id for message in messages if message.status == Status.STREAMING]:
         services.generations().reap(session, *streaming)
-    return messages
+    return rows[0][0], messages
+
+
+def _accessible(conversation_id: uuid.UUID) -> tuple[ColumnElement[bool], ...]:
+    return Conversation.id == conversation_id, or_(Conversation.owner.is_(None), Conversation.owner == session_id())
+
+
+def _no_conversation() -> Problem:
+    return Problem(404, "Not found", "There is no such conversation in this session.")
 
 
 def _with_messages(conversation: Conversation, messages: list[Message]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatbot import metrics
-from chatbot.database import Conversation, Database, Message, Status, now
+from chatbot.database import CONVERSATIONS, MESSAGES, Database, Status, now
 from chatbot.model import Answer, Model, ModelError, Turn
 from chatbot.streamlog import StreamLog
 
@@ -205,17 +205,18 @@ class Generation:
             "completion_tokens": outcome.completion_tokens,
             "updated_at": clock,
         }
-        mine = Message.id == self.message_id
+        mine = MESSAGES.c.id == self.message_id
         try:
             with self._database.session() as session:
-                saved = update(Message).where(mine, Message.status == Status.STREAMING).values(values)
-                conversation = session.execute(saved.returning(Message.conversation_id)).scalar()
+                connection = session.connection()
+                saved = update(MESSAGES).where(mine, MESSAGES.c.status == Status.STREAMING).values(values)
+                conversation = connection.scalar(saved.returning(MESSAGES.c.conversation_id))
                 if conversation is None:
-                    kept = update(Message).where(mine, Message.status == Status.INTERRUPTED)
-                    session.execute(kept.values(content=text))
+                    kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED)
+                    connection.execute(kept.values(content=text))
                 else:
-                    touched = update(Conversation).where(Conversation.id == conversation)
-                    session.execute(touched.values(updated_at=clock))
+                    touched = update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation)
+                    connection.execute(touched.values(updated_at=clock))
         except SQLAlchemyError as failure:
             log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False

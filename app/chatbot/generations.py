@@ -12,7 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from chatbot import metrics
-from chatbot.database import Database, Message, Status, now
+from chatbot.database import MESSAGES, Database, Message, Status, now
 from chatbot.generation import Generation, Job, Outcome
 from chatbot.model import Model
 from chatbot.streamlog import LogUnavailableError, StreamLog
@@ -151,9 +151,9 @@ class Generations:
         snapshots = {generation.message_id: generation.snapshot() for generation in generations}
         if not snapshots:
             return
-        table = Message.__table__
+        table = MESSAGES
         statement = (
-            update(table)  # type: ignore[arg-type]  # a table, as far as a declarative class knows
+            update(table)
             .where(table.c.id == bindparam("message"), table.c.status == Status.STREAMING)
             .values(content=bindparam("text"), updated_at=bindparam("clock"))
         )

@@ -14,8 +14,8 @@ from sqlalchemy.orm import Session
 
 from chatbot import metrics, services
 from chatbot.bodies import Content, read_body
-from chatbot.conversations import find_conversation, find_messages
-from chatbot.database import Conversation, Message, Role, Status, now
+from chatbot.conversations import find_conversation, find_with_messages
+from chatbot.database import CONVERSATIONS, MESSAGES, Conversation, Message, Role, Status, now
 from chatbot.generation import Job
 from chatbot.generations import Generations
 from chatbot.problems import Problem, model_problem
@@ -60,8 +60,8 @@ def ask(conversation_id: uuid.UUID) -> Response:
     body = read_body(NewMessage)
     _refuse_too_long(body.content)
     with services.database().session() as session:
-        conversation = find_conversation(session, conversation_id)
-        tree = Tree(find_messages(session, conversation_id))
+        conversation, messages = find_with_messages(session, conversation_id)
+        tree = Tree(messages)
         if body.parent_id is not None:
             parent = tree.get(body.parent_id, Role.ASSISTANT)
             if parent is None:
@@ -71,9 +71,14 @@ def ask(conversation_id: uuid.UUID) -> Response:
         else:
             branch = tree.branch(conversation.current_message_id)
             parent = next((message for message in reversed(branch) if message.role == Role.ASSISTANT), None)
-    if parent is not None and parent.status == Status.STREAMING:
+        if parent is None or parent.status != Status.STREAMING:
+            answer, job = _question(session, conversation, tree, parent, body.content)
+            parent = None
+    if parent is not None:
         parent = _cut_short(parent)
-    return _question(conversation, tree, parent, body.content)
+        with services.database().session() as session:
+            answer, job = _question(session, conversation, tree, parent, body.content)
+    return _generate(conversation, answer, job)
 
 
 @blueprint.post("/<uuid:message_id>/edit")
@@ -82,21 +87,22 @@ def edit(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     body = read_body(EditedMessage)
     _refuse_too_long(body.content)
     with services.database().session() as session:
-        conversation = find_conversation(session, conversation_id)
-        tree = Tree(find_messages(session, conversation_id))
-    question = _expect(tree, message_id, Role.USER)
-    return _question(conversation, tree, tree.parent(question), body.content)
+        conversation, messages = find_with_messages(session, conversation_id)
+        tree = Tree(messages)
+        question = _expect(tree, message_id, Role.USER)
+        answer, job = _question(session, conversation, tree, tree.parent(question), body.content)
+    return _generate(conversation, answer, job)
 
 
 @blueprint.post("/<uuid:message_id>/regenerate")
 def regenerate(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     """Let the model answer the same question once more: a sibling of this answer. Streams like `ask`."""
     with services.database().session() as session:
-        conversation = find_conversation(session, conversation_id)
-        tree = Tree(find_messages(session, conversation_id))
+        conversation, messages = find_with_messages(session, conversation_id)
+        tree = Tree(messages)
         question = cast(Message, tree.parent(_expect(tree, message_id, Role.ASSISTANT)))
         row = _new_answer(question)
-        _insert(session, conversation, [row])
+        _insert(session, conversation, [row], conversation.title)
     job = Job(row["id"], turns(services.settings(), tree.path(question)))
     return _generate(conversation, Message(**row), job)
 
@@ -105,14 +111,14 @@ def regenerate(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
 def resume_answer(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     """Let the model go on with an answer that was cut. Streams like `ask`, from the end of the text that there is."""
     with services.database().session() as session:
-        conversation = find_conversation(session, conversation_id)
-        tree = Tree(find_messages(session, conversation_id))
+        conversation, messages = find_with_messages(session, conversation_id)
+        tree = Tree(messages)
         answer = _expect(tree, message_id, Role.ASSISTANT)
         mine = (Message.id == message_id, Message.status.in_(CUT), Message.content != "")
         again = {"status": Status.STREAMING, "finish_reason": None, "error": None, "updated_at": now()}
         if not session.execute(update(Message).where(*mine).values(again).returning(Message.id)).all():
             raise Problem(409, "Conflict", "Only an answer that was cut after its first words can be continued.")
-        _show(session, conversation, message_id)
+        _show(session, conversation, message_id, conversation.title)
     with contextlib.suppress(LogUnavailableError):  # its readers follow the database then
         services.stream_log().drop(str(message_id))
     job = Job(message_id, turns(services.settings(), tree.path(answer), continued=True), answer.content)
@@ -206,17 +212,17 @@ def _wait_for_end(answer: Message) -> Message:
     return answer
 
 
-def _question(conversation: Conversation, tree: Tree, parent: Message | None, content: str) -> Response:
-    """Save a question and the empty answer to it, and let the model write."""
-    question = _row(conversation.id, parent, role=Role.USER, status=Status.COMPLETE, content=content)
+def _question(
+    session: Session, conversation: Conversation, tree: Tree, parent: Message | None, content: str
+) -> tuple[Message, Job]:
+    """Save a question and the empty answer to it."""
+    question = _row(conversation.id, parent, role=Role.USER, status=Status.COMPLETE, content=content, model=None)
     asked = Message(**question)
     answer = _new_answer(asked)
-    conversation.title = conversation.title or title_of(content)
-    with services.database().session() as session:
-        _insert(session, conversation, [question, answer])
+    title = conversation.title or title_of(content)
+    _insert(session, conversation, [question, answer], title)
     metrics.messages_total.labels("user", services.model().name).inc()
-    job = Job(answer["id"], turns(services.settings(), [*tree.path(parent), asked]))
-    return _generate(conversation, Message(**answer), job)
+    return Message(**answer), Job(answer["id"], turns(services.settings(), [*tree.path(parent), asked]))
 
 
 def _row(conversation_id: uuid.UUID, parent: Message | None, **values: object) -> dict[str, Any]:
@@ -245,16 +251,18 @@ def _new_answer(question: Message) -> dict[str, Any]:
     )
 
 
-def _insert(session: Session, conversation: Conversation, rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        session.execute(insert(Message).values(row))
-    _show(session, conversation, rows[-1]["id"])
+def _insert(session: Session, conversation: Conversation, rows: list[dict[str, Any]], title: str) -> None:
+    """Save new messages and show their branch."""
+    session.connection().execute(insert(MESSAGES), rows)
+    _show(session, conversation, rows[-1]["id"], title)
 
 
-def _show(session: Session, conversation: Conversation, message_id: uuid.UUID) -> None:
+def _show(session: Session, conversation: Conversation, message_id: uuid.UUID, title: str) -> None:
     """Make the message's branch the current one."""
-    values = {"title": conversation.title, "current_message_id": message_id, "updated_at": now()}
-    session.execute(update(Conversation).where(Conversation.id == conversation.id).values(values))
+    session.expunge(conversation)  # it is read after this transaction, and nothing may ask the database again for that
+    conversation.title, conversation.current_message_id, conversation.updated_at = title, message_id, now()
+    values = {"title": title, "current_message_id": message_id, "updated_at": conversation.updated_at}
+    session.connection().execute(update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation.id).values(values))
 
 
 def _generate(conversation: Conversation, answer: Message, job: Job) -> Response:

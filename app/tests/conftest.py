@@ -1,9 +1,6 @@
 """Fixtures: a fake model, an SQLite and a real PostgreSQL database, the application on them."""
 
 import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +11,8 @@ from chatbot.settings import Settings
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import create_engine
-from sqlalchemy.exc import OperationalError
-from support import close, empty_database, eventually, find_program, make_settings, process
+from postgresql_server import start_postgresql
+from support import close, empty_database, make_settings
 
 
 @pytest.fixture(autouse=True)
@@ -36,40 +32,11 @@ def fake() -> Iterator[FakeOpenAI]:
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server made for this run, which listens on a Unix socket only."""
-    initdb, postgres = find_program("initdb"), find_program("postgres")
-    if not initdb or not postgres:
-        pytest.skip("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
-    directory = tempfile.mkdtemp(prefix="pg-")  # short: a socket's path may have 107 characters
-    user: dict[str, object] = {}
-    if os.geteuid() == 0:  # which PostgreSQL refuses to run as
-        user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
-        shutil.chown(directory, "nobody", "nogroup")
-    data = f"{directory}/data"
-    subprocess.run(
-        [initdb, "--auth=trust", "--username=chatbot", "--no-sync", "--encoding=UTF8", "--locale=C", "-D", data],
-        check=True, capture_output=True, cwd=directory, **user,  # type: ignore[call-overload]
-    )  # fmt: skip
-    options = {"listen_addresses": "", "unix_socket_directories": directory, "fsync": "off"}
-    arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": directory}
-    with process(postgres, "-D", data, *arguments, **quiet, **user):
-        url = f"postgresql+psycopg://chatbot@/postgres?host={directory}"
-        eventually(lambda: accepts(url), 30)
+    """The URL of a PostgreSQL server made for this run."""
+    with start_postgresql() as url:
+        if url is None:
+            pytest.skip("PostgreSQL's server programs are not installed (Debian: apt-get install postgresql)")
         yield url
-    shutil.rmtree(directory)
-
-
-def accepts(url: str) -> bool:
-    """Whether the database server takes connections."""
-    engine = create_engine(url)
-    try:
-        engine.connect().close()
-    except OperationalError:
-        return False
-    finally:
-        engine.dispose()
-    return True
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chatbot.generations import LEASE
-from chatbot.messages import title_of
 from chatbot.database import Message, now
 from chatbot.factory import create_app
+from chatbot.generations import LEASE
+from chatbot.messages import title_of
 from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask

@@ -1,9 +1,10 @@
-"""A real Valkey (or Redis, which speaks the same) on a Unix socket, for a test."""
+"""A real Valkey (or Redis, which speaks the same) on a Unix socket, for tests and benchmarks."""
 
 import contextlib
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,33 @@ from support import eventually, find_program, process
 PASSWORD = "pass word/@:"
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    url: str
+    pid: int
+
+
 @contextlib.contextmanager
-def valkey_server() -> Iterator[str]:
-    """Gives the server's URL; skips the test where no such program is installed."""
+def start_valkey(socket: Path | None = None) -> Iterator[Server | None]:
+    """A server, on this socket where one is named; None where no such program is installed."""
     program = find_program("valkey-server", "redis-server")
     if not program:
-        pytest.skip("neither valkey-server nor redis-server is installed (Debian: apt-get install valkey-server)")
+        yield None
+        return
     with tempfile.TemporaryDirectory(prefix="vk-") as directory:
-        socket = Path(directory, "s")
+        socket = socket or Path(directory, "s")
         arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--requirepass", PASSWORD]
-        with process(program, *arguments, cwd=directory, stdout=subprocess.DEVNULL):
+        with process(program, *arguments, cwd=directory, stdout=subprocess.DEVNULL) as child:
             eventually(socket.exists)
-            yield f"unix://{socket}"
+            yield Server(f"unix://{socket}", child.pid)
+
+
+@contextlib.contextmanager
+def valkey_server(socket: Path | None = None) -> Iterator[str]:
+    """The same, as its URL; skips the test where no such program is installed."""
+    with start_valkey(socket) as server:
+        if server is None:
+            pytest.skip("neither valkey-server nor redis-server is installed (Debian: apt-get install valkey-server)")
+        yield server.url

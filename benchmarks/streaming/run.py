@@ -1,0 +1,169 @@
+"""Compare the chat with the design it replaces, and print one table. See README.md."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+APP = HERE.parent.parent / "app"
+sys.path[:0] = [str(APP), str(APP / "tests")]
+
+from postgresql_server import start_postgresql  # noqa: E402 - found through the path above
+from support import answers, environment, eventually, free_port, process  # noqa: E402
+from valkey_server import PASSWORD, start_valkey  # noqa: E402
+
+CPU_TICKS = os.sysconf("SC_CLK_TCK")
+WORKERS = 2
+
+
+@dataclass
+class Server:
+    """What serves the streams: its port, its processes, and what each of those has cost."""
+
+    port: int
+    processes: dict[str, int]
+
+    def cpu_seconds(self) -> dict[str, float]:
+        """CPU time of each program with all its children."""
+        return {name: sum(map(cpu_seconds, family(pid))) for name, pid in self.processes.items()}
+
+    def memory(self) -> float:
+        """Memory in MB: the share of each process in what it uses (PSS); the database's does not count."""
+        counted = [pid for name, root in self.processes.items() if name != "postgresql" for pid in family(root)]
+        return sum(map(proportional_memory, counted))
+
+
+def family(pid: int) -> list[int]:
+    """A process and everything that it has started."""
+    found = [pid]
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in task.read_text().split():
+            found += family(int(child))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, and of its children that have ended."""
+    with contextlib.suppress(FileNotFoundError):  # it has ended a moment ago
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15])) / CPU_TICKS
+    return 0.0
+
+
+def proportional_memory(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+
+
+@contextlib.contextmanager
+def chatbot(model_url: str) -> Iterator[Server]:
+    """This repository's application, with its database and Valkey."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        postgresql = stack.enter_context(start_postgresql())
+        valkey = stack.enter_context(start_valkey())
+        if postgresql is None or valkey is None:
+            raise SystemExit("this needs the servers of PostgreSQL and of Valkey or Redis")
+        variables = (
+            os.environ
+            | environment(
+                model_url,
+                postgresql,
+                valkey_url=valkey.url,
+                valkey_password=PASSWORD,
+                workers=str(WORKERS),
+                bind=f"127.0.0.1:{port}",
+                rate_limit="1000000 per minute",
+                rate_limit_address="1000000 per minute",
+            )
+            | {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
+        )
+        subprocess.run([sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True)
+        log = stack.enter_context((directory / "log").open("w"))
+        command = [sys.executable, "-m", "gunicorn"]
+        child = stack.enter_context(process(*command, cwd=APP, env=variables, stdout=log, stderr=log))
+        eventually(lambda: answers(f"http://127.0.0.1:{port}"), 60)
+        database = int((Path(postgresql.rpartition("=")[2]) / "data/postmaster.pid").read_text().split()[0])
+        yield Server(port, {"app": child.pid, "valkey": valkey.pid, "postgresql": database})
+
+
+@contextlib.contextmanager
+def comparison(model_url: str) -> Iterator[Server]:
+    """FastAPI, uvicorn and the library's objects."""
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "comparison:app", "--port", str(port), "--workers", str(WORKERS)]
+    quiet = ["--log-level", "error", "--backlog", "4096"]
+    with process(*command, *quiet, cwd=HERE, env=os.environ | {"MODEL_URL": model_url}) as child:
+        eventually(lambda: answers(f"http://127.0.0.1:{port}"), 60)
+        yield Server(port, {"app": child.pid})
+
+
+def measure(serve: Callable[[str], contextlib.AbstractContextManager[Server]], streams: int) -> dict[str, float]:
+    """One fresh server, one burst of streams."""
+    model_port = free_port()
+    with (
+        process(sys.executable, "upstream.py", str(model_port), cwd=HERE),
+        serve(f"http://127.0.0.1:{model_port}/v1") as server,
+        process(
+            *(sys.executable, "client.py", str(server.port), str(streams)),
+            cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        ) as client,
+    ):  # fmt: skip
+        client.stdout.readline()
+        time.sleep(1)
+        before, peak, over = server.cpu_seconds(), [server.memory()], threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                peak.append(server.memory())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        client.stdin.write("go\n")
+        client.stdin.flush()
+        result = json.loads(client.stdout.readline())
+        over.set()
+        watcher.join()
+        after = server.cpu_seconds()
+    per_token = {name: (after[name] - before[name]) / max(result["tokens"], 1) * 1e6 for name in after}
+    database = per_token.pop("postgresql", 0.0)
+    return result | {"cpu": sum(per_token.values()), "database": database, "memory": max(peak)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("streams", nargs="*", type=int, default=[50, 200, 500, 1000])
+    arguments = parser.parse_args()
+    print("| streams | server | completed | first token p50 / p95, ms | jitter p95, ms | CPU per token, µs | of PostgreSQL, µs | memory, MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for streams in arguments.streams:
+        for name, serve in (("chatbot", chatbot), ("FastAPI, SDK objects", comparison)):
+            found = measure(serve, streams)
+            times = f"{found['first_p50'] * 1000:.0f} / {found['first_p95'] * 1000:.0f}"
+            cells = [
+                str(streams),
+                name,
+                f"{found['complete']}/{streams}",
+                times,
+                f"{found['jitter_p95'] * 1000:.0f}",
+                f"{found['cpu']:.0f}",
+                f"{found['database']:.0f}",
+                f"{found['memory']:.0f}",
+            ]
+            print("| " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
