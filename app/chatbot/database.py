@@ -4,6 +4,8 @@ A session lives for one step and never across a yield: a stream that held a conn
 under SQLite and gevent an open write transaction stops the whole worker.
 """
 
+import math
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import psycopg
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -31,10 +34,13 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine.interfaces import Dialect
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from chatbot.settings import Settings
 
+# A connection that was idle for longer (seconds) is tried before it is used: PostgreSQL may have been restarted.
+CHECK_IDLE_SECONDS = 1.0
 ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
 
 
@@ -191,9 +197,25 @@ def make_engine(settings: Settings) -> Engine:
         "connect_timeout": 3,
         "application_name": f"chatbot-{settings.colour or settings.release}"[:63],
     }
-    return create_engine(
-        url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=15, pool_pre_ping=True
-    )
+    engine = create_engine(url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=15)
+    event.listen(engine, "checkin", _note_time)
+    event.listen(engine, "checkout", _check_idle)
+    return engine
+
+
+def _note_time(_connection: Any, record: Any) -> None:
+    record.info["idle_since"] = time.monotonic()
+
+
+def _check_idle(connection: Any, record: Any, _proxy: object) -> None:
+    """Replace a connection that has broken while nobody used it. Asking every time would cost a third of the work."""
+    if time.monotonic() - record.info.get("idle_since", math.inf) < CHECK_IDLE_SECONDS:
+        return
+    try:
+        connection.execute("")
+        connection.rollback()
+    except psycopg.OperationalError as error:
+        raise DisconnectionError from error
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

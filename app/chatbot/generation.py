@@ -14,7 +14,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatbot import metrics
-from chatbot.database import CONVERSATIONS, MESSAGES, Database, Status, now
+from chatbot.database import MESSAGES, Database, Status, now
 from chatbot.model import Answer, Model, ModelError, Turn
 from chatbot.streamlog import StreamLog
 
@@ -128,13 +128,9 @@ class Generation:
                 if self._chars > MAX_CHARS:
                     self.stop(Status.INTERRUPTED, "size_limit")
                     return
-        except ModelError:
-            if self.ended:
-                return  # `stop` has closed the connection
-            raise
         finally:
             self._answer.close()
-        if finish_reason is None:
+        if finish_reason is None and not self.ended:
             raise ModelError(502, "The model broke off in the middle of the answer.")
         self._end(Status.COMPLETE, finish_reason)
 
@@ -195,7 +191,6 @@ class Generation:
         written: it is what its readers saw.
         """
         text, _ = self.snapshot()
-        clock = now()
         values = {
             "content": text,
             "status": outcome.status,
@@ -203,20 +198,16 @@ class Generation:
             "error": outcome.error,
             "prompt_tokens": outcome.prompt_tokens,
             "completion_tokens": outcome.completion_tokens,
-            "updated_at": clock,
+            "updated_at": now(),
         }
         mine = MESSAGES.c.id == self.message_id
         try:
             with self._database.session() as session:
                 connection = session.connection()
                 saved = update(MESSAGES).where(mine, MESSAGES.c.status == Status.STREAMING).values(values)
-                conversation = connection.scalar(saved.returning(MESSAGES.c.conversation_id))
-                if conversation is None:
+                if connection.execute(saved).rowcount == 0:
                     kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED)
                     connection.execute(kept.values(content=text))
-                else:
-                    touched = update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation)
-                    connection.execute(touched.values(updated_at=clock))
         except SQLAlchemyError as failure:
             log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False

@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.attributes import set_committed_value
 
 from chatbot import metrics, services
 from chatbot.bodies import Content, read_body
@@ -259,9 +260,8 @@ def _insert(session: Session, conversation: Conversation, rows: list[dict[str, A
 
 def _show(session: Session, conversation: Conversation, message_id: uuid.UUID, title: str) -> None:
     """Make the message's branch the current one."""
-    session.expunge(conversation)  # it is read after this transaction, and nothing may ask the database again for that
-    conversation.title, conversation.current_message_id, conversation.updated_at = title, message_id, now()
-    values = {"title": title, "current_message_id": message_id, "updated_at": conversation.updated_at}
+    set_committed_value(conversation, "title", title)
+    values = {"title": title, "current_message_id": message_id, "updated_at": now()}
     session.connection().execute(update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation.id).values(values))
 
 

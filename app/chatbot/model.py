@@ -22,6 +22,10 @@ CONNECT_ATTEMPTS = 3
 RETRY_PAUSE = 0.5  # seconds before the second attempt, twice that before the third
 # Seconds between two reads of an answer. Shorter than anybody notices, long enough for several tokens.
 READ_PAUSE = 0.04
+# Where a pause lasts longer than asked for, the process is busy: the next ones are longer by so many times the delay,
+# up to the second number (seconds), and leave the processor to those who wait for their first word.
+PAUSE_PER_DELAY = 4
+LONGEST_PAUSE = 0.25
 # The data of the API's last event.
 DONE = b"[DONE]"
 
@@ -123,9 +127,11 @@ class Answer:
 
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
+        self._closed = False
 
     def __iter__(self) -> Iterator[Chunk]:
         parser = DataParser()
+        pause = READ_PAUSE
         try:
             for data in self._response.iter_bytes():
                 read = time.monotonic()
@@ -134,13 +140,16 @@ class Answer:
                     chunk = _parse(events)
                     if chunk != Chunk():
                         yield chunk
-                    if events[-1] == DONE:
+                    if DONE in events:
                         return
                     if chunk.text:
                         # What comes meanwhile is taken in one read: token by token would cost several times as much.
-                        time.sleep(max(0.0, READ_PAUSE - (time.monotonic() - read)))
+                        time.sleep(pause)
+                        delay = time.monotonic() - read - pause
+                        pause = min(LONGEST_PAUSE, READ_PAUSE + PAUSE_PER_DELAY * delay)
         except (openai.OpenAIError, httpx2.HTTPError) as error:
-            raise _explained(error) from None
+            if not self._closed:
+                raise _explained(error) from None
         except (ValueError, TypeError, AttributeError, LookupError):  # no JSON, or not the API's
             log.warning("the model's stream cannot be read")
             raise ModelError(502, "The model sent something that cannot be read.") from None
@@ -148,7 +157,8 @@ class Answer:
             self.close()
 
     def close(self) -> None:
-        """Close the connection, which stops the model. Any thread may do that; the one that iterates gets an error."""
+        """Close the connection, which stops the model and ends the iteration. Any thread may do that."""
+        self._closed = True
         self._response.close()
 
 

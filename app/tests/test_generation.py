@@ -1,15 +1,18 @@
 import threading
 import uuid
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
-from chatbot.database import Conversation, Database, Message, Status
-from chatbot.generation import Delta, Done, Event, Failed, Generation, Opened
+from chatbot.database import Conversation, Database, Message, Status, now
+from chatbot.generation import Generation, Job, Outcome
+from chatbot.generations import LEASE, Generations
 from chatbot.migrate import migrate
 from chatbot.model import Model
 from chatbot.settings import Settings
+from chatbot.streamlog import MemoryLog
 from fake_openai import FakeOpenAI
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
 from support import close, eventually, make_settings
 
@@ -19,8 +22,10 @@ class Harness:
 
     def __init__(self, settings: Settings) -> None:
         migrate(settings)
-        self.settings = settings
         self.database = Database(settings)
+        self.model = Model(settings)
+        self.log = MemoryLog()
+        self.generations = Generations(self.database, self.model, self.log, 60)
         self.message_id = uuid.uuid4()
         with self.database.session() as session:
             conversation = Conversation(id=uuid.uuid4())
@@ -30,14 +35,23 @@ class Harness:
                 Message(id=self.message_id, conversation_id=conversation.id, role="assistant", status="streaming")
             )
 
-    def start(self, max_seconds: float = 60) -> Generation:
-        generation = Generation(self.database, Model(self.settings), self.message_id, [], max_seconds)
-        generation.start()
-        return generation
+    def start(self, text: str = "") -> Generation:
+        return self.generations.start(Job(self.message_id, [], text))
 
     def message(self) -> Message:
         with self.database.session() as session:
             return session.scalars(select(Message)).one()
+
+    def text(self) -> str:
+        """What the log holds."""
+        return "".join(entry.text for entry in self.log.tail(str(self.message_id)))
+
+    def outcome(self, generation: Generation) -> Outcome:
+        """How it ended, as its readers are told."""
+        eventually(lambda: generation.finished)
+        (last,) = [entry for entry in self.log.tail(str(self.message_id)) if entry.outcome]
+        assert last.outcome
+        return Outcome.decoded(last.outcome)
 
 
 @pytest.fixture
@@ -47,82 +61,124 @@ def harness(fake: FakeOpenAI, database_url: str) -> Iterator[Harness]:
     close(harness.database)
 
 
-def all_events(generation: Generation) -> list[Event]:
-    events: list[Event] = []
-    while not events or not isinstance(events[-1], Done | Failed):
-        events.append(generation.events.get(timeout=10))
-    return events
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Running answers are looked after all the time."""
+    monkeypatch.setattr("chatbot.generations.TICK", 0.02)
+    monkeypatch.setattr("chatbot.generations.SAVE_EVERY", 0.0)
 
 
 def test_an_answer_is_told_and_saved(harness: Harness) -> None:
-    events = all_events(harness.start())
-    assert events[:2] == [Opened(), Delta("Hello")]
-    assert events[-1] == Done(Status.COMPLETE, "stop", 7, 3)
+    outcome = harness.outcome(harness.start())
+    assert outcome == Outcome(Status.COMPLETE, "stop", 7, 3)
+    assert harness.text() == "Hello world"
     message = harness.message()
-    assert (message.content, message.status, message.prompt_tokens, message.completion_tokens) == (
-        "Hello world",
-        "complete",
-        7,
-        3,
-    )
+    assert (message.content, message.status, message.finish_reason) == ("Hello world", "complete", "stop")
+    assert (message.prompt_tokens, message.completion_tokens) == (7, 3)
 
 
 def test_pieces_are_counted_where_the_server_does_not(harness: Harness, fake: FakeOpenAI) -> None:
     fake.usage = False
-    assert all_events(harness.start())[-1] == Done(Status.COMPLETE, "stop", None, 3)
+    assert harness.outcome(harness.start()) == Outcome(Status.COMPLETE, "stop", None, 3)
 
 
-def test_the_text_is_saved_while_it_grows(harness: Harness, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chatbot.generation.SAVE_EVERY", 0)
+@pytest.mark.usefixtures("often")
+def test_the_text_is_saved_while_it_grows_and_leaves_the_log(harness: Harness, fake: FakeOpenAI) -> None:
     gate = threading.Event()
     fake.waits = {2: lambda: gate.wait(10)}
     generation = harness.start()
     eventually(lambda: harness.message().content == "Hello ")
     assert harness.message().status == "streaming"
+    eventually(lambda: harness.text() in ("", " "))  # an entry that ends where the database does may stay
     gate.set()
-    all_events(generation)
+    harness.outcome(generation)
     assert harness.message().content == "Hello world"
 
 
-def test_cancelling_keeps_the_text_and_stops_the_model(harness: Harness, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 1000, 0.01
-    generation = harness.start()
-    while generation.events.get(timeout=5) != Delta("x"):
-        pass
-    generation.cancel()
-    message = harness.message()
-    assert message.status == "interrupted"
-    assert message.content.startswith("x")
-    assert message.completion_tokens == len(message.content)
-    eventually(lambda: fake.left)
-    assert fake.sent < 500
-    generation.heartbeat()
-    assert harness.message().status == "interrupted"
-
-
-def test_cancelling_a_silent_model_does_not_wait_for_it(harness: Harness, fake: FakeOpenAI) -> None:
+@pytest.mark.usefixtures("often")
+def test_a_silent_answer_renews_its_lease(harness: Harness, fake: FakeOpenAI) -> None:
     gate = threading.Event()
     fake.waits = {0: lambda: gate.wait(10)}
     generation = harness.start()
-    assert generation.events.get(timeout=5) == Opened()
-    generation.cancel()
-    assert harness.message().status == "interrupted"
+    before = harness.message().updated_at
+    eventually(lambda: harness.message().updated_at > before + timedelta(seconds=0.1))
     gate.set()
-    all_events(generation)
-    assert (harness.message().status, harness.message().content) == ("interrupted", "")
+    harness.outcome(generation)
 
 
-def test_an_answer_that_takes_too_long_is_ended(harness: Harness, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 1000, 0.02
-    done = all_events(harness.start(max_seconds=0.2))[-1]
-    assert isinstance(done, Done)
-    assert (done.status, done.finish_reason) == (Status.INTERRUPTED, "time_limit")
-    assert harness.message().content.startswith("x")
+def test_stopping_keeps_the_text_and_stops_the_model(harness: Harness, fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = ["x"] * 1000, 0.01
+    generation = harness.start()
+    eventually(harness.text)
+    harness.generations.stop(harness.message_id)
+    outcome = harness.outcome(generation)
+    message = harness.message()
+    assert (message.status, message.finish_reason) == (outcome.status, outcome.finish_reason) == ("stopped", "stopped")
+    assert message.content == harness.text()
+    assert message.completion_tokens == len(message.content)
+    eventually(lambda: fake.left)
+    assert fake.sent < 500
+
+
+@pytest.mark.parametrize("phase", ["before the headers", "before the first token"])
+def test_stopping_a_silent_model_does_not_wait_for_it(harness: Harness, fake: FakeOpenAI, phase: str) -> None:
+    gate = threading.Event()
+    if phase == "before the headers":
+        fake.before_headers = 2
+    fake.waits = {0: lambda: gate.wait(10)}
+    generation = harness.start()
+    eventually(lambda: fake.requests)
+    harness.generations.stop(harness.message_id)
+    eventually(lambda: generation.finished, 1)
+    assert harness.generations.running() == 0
+    gate.set()
+    assert (harness.message().status, harness.message().content) == ("stopped", "")
+
+
+@pytest.mark.usefixtures("often")
+def test_an_answer_that_takes_too_long_is_ended_also_in_silence(harness: Harness, fake: FakeOpenAI) -> None:
+    gate = threading.Event()
+    fake.waits = {1: lambda: gate.wait(10)}
+    harness.generations._max_seconds = 0.3
+    outcome = harness.outcome(harness.start())
+    gate.set()
+    assert (outcome.status, outcome.finish_reason) == (Status.INTERRUPTED, "time_limit")
+    assert harness.message().content == "Hello"
+
+
+def test_an_endless_answer_does_not_fill_the_memory(
+    harness: Harness, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chatbot.generation.MAX_CHARS", 500)
+    fake.pieces = ["x" * 100] * 1000
+    fake.between = 0.01
+    outcome = harness.outcome(harness.start())
+    assert (outcome.status, outcome.finish_reason) == (Status.INTERRUPTED, "size_limit")
+    assert 500 < len(harness.message().content) < 5000
+
+
+def test_a_shutdown_interrupts(harness: Harness, fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = ["x"] * 1000, 0.01
+    generation = harness.start()
+    eventually(harness.text)
+    assert harness.generations.running() == 1
+    harness.generations.interrupt("shutdown")
+    eventually(lambda: harness.generations.running() == 0)
+    assert harness.outcome(generation).finish_reason == "shutdown"
+
+
+def test_a_continued_answer_keeps_its_beginning(harness: Harness) -> None:
+    with harness.database.session() as session:
+        session.execute(update(Message).values(content="Oh. "))
+    harness.outcome(harness.start("Oh. "))
+    assert harness.message().content == "Oh. Hello world"
+    assert harness.log.tail(str(harness.message_id))[0].end > len("Oh. ")
 
 
 def test_a_model_error_is_kept_with_the_message(harness: Harness, fake: FakeOpenAI) -> None:
     fake.status = 401
-    assert isinstance(all_events(harness.start())[-1], Failed)
+    generation = harness.start()
+    assert generation.wait_for_model(5) is generation.refusal is not None
     message = harness.message()
     assert message.status == "failed"
     assert "administrator" in str(message.error)
@@ -130,30 +186,24 @@ def test_a_model_error_is_kept_with_the_message(harness: Harness, fake: FakeOpen
 
 def test_a_stream_that_breaks_keeps_its_text(harness: Harness, fake: FakeOpenAI) -> None:
     fake.cut = True
-    assert isinstance(all_events(harness.start())[-1], Failed)
+    assert harness.outcome(harness.start()).status is Status.FAILED
     assert (harness.message().status, harness.message().content) == ("failed", "Hello world")
 
 
 def test_a_stream_without_end_is_not_taken_for_complete(harness: Harness, fake: FakeOpenAI) -> None:
     fake.raw = b'data: {"choices": [{"delta": {"content": "Hal"}}]}\n\ndata: [DONE]\n\n'
-    failed = all_events(harness.start())[-1]
-    assert isinstance(failed, Failed)
-    assert "broke off" in failed.error.detail
+    assert "broke off" in str(harness.outcome(harness.start()).error)
     assert harness.message().content == "Hal"
 
 
-def test_deleting_the_message_ends_the_generation(
-    harness: Harness, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("chatbot.generation.SAVE_EVERY", 0.05)
+@pytest.mark.usefixtures("often")
+def test_deleting_the_message_ends_the_generation(harness: Harness, fake: FakeOpenAI) -> None:
     fake.pieces, fake.between = ["x"] * 1000, 0.02
     generation = harness.start()
-    generation.events.get(timeout=5)
+    eventually(harness.text)
     with harness.database.session() as session:
         session.execute(delete(Message))
-    done = all_events(generation)[-1]
-    assert isinstance(done, Done)
-    assert done.status is Status.INTERRUPTED
+    assert harness.outcome(generation).finish_reason == "superseded"
     assert fake.sent < 500
 
 
@@ -167,7 +217,7 @@ def test_a_database_that_is_away_for_a_moment(harness: Harness, monkeypatch: pyt
         return real()
 
     monkeypatch.setattr(harness.database, "session", session)
-    all_events(harness.start())
+    harness.outcome(harness.start())
     monkeypatch.undo()
     assert (harness.message().status, harness.message().content) == ("complete", "Hello world")
 
@@ -177,7 +227,38 @@ def test_an_unexpected_error_is_told_without_details(harness: Harness, monkeypat
         raise RuntimeError("private words")
 
     monkeypatch.setattr("chatbot.model.Model.answer", answer)
-    failed = all_events(harness.start())[-1]
-    assert isinstance(failed, Failed)
-    assert "private" not in failed.error.detail
+    outcome = harness.outcome(harness.start())
+    assert "private" not in str(outcome.error)
     assert harness.message().status == "failed"
+
+
+def test_a_dead_process_leaves_all_that_it_wrote(harness: Harness) -> None:
+    """The database has the beginning, the log also what came after it."""
+    stream = str(harness.message_id)
+    harness.log.open(stream)
+    for end, text in ((3, "Hel"), (5, "lo"), (7, " w")):
+        harness.log.append(stream, end, text)
+    with harness.database.session() as session:
+        session.execute(update(Message).values(content="Hell"))
+    harness.generations.reap_all()
+    assert harness.message().status == "streaming"  # its lease has not expired
+    with harness.database.session() as session:
+        session.execute(update(Message).values(updated_at=now() - LEASE * 2))
+    for _ in range(2):
+        harness.generations.reap_all()
+    message = harness.message()
+    assert (message.content, message.status, message.finish_reason) == ("Hello w", "interrupted", "worker_lost")
+    assert [entry.end for entry in harness.log.tail(stream) if entry.outcome] == [7]
+
+
+@pytest.mark.usefixtures("often")
+def test_whoever_was_taken_for_dead_gives_up_and_adds_its_last_words(harness: Harness, fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = ["x"] * 1000, 0.02
+    generation = harness.start()
+    eventually(harness.text)
+    with harness.database.session() as session:
+        session.execute(update(Message).values(status="interrupted", content=""))
+    eventually(lambda: generation.finished)
+    assert fake.sent < 500
+    assert harness.message().status == "interrupted"
+    assert harness.message().content.startswith("x")

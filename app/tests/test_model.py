@@ -5,15 +5,19 @@ from pathlib import Path
 
 import pytest
 from chatbot.model import Chunk, Model, ModelError
+from chatbot.transport import Transport
 from fake_openai import FakeOpenAI
-from support import make_settings
+from support import eventually, make_settings
 
 TURNS = [{"role": "user", "content": "private words"}]
 
 
 def ask(url: str, **more: str) -> list[Chunk]:
-    with Model(make_settings(url, **more)).answer(TURNS) as chunks:  # type: ignore[arg-type]
-        return list(chunks)
+    return list(Model(make_settings(url, **more)).answer(TURNS))  # type: ignore[arg-type]
+
+
+def text(chunks: list[Chunk]) -> str:
+    return "".join(chunk.text for chunk in chunks)
 
 
 @pytest.fixture(autouse=True)
@@ -23,8 +27,9 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_answer_comes_in_pieces_with_its_usage(fake: FakeOpenAI) -> None:
     chunks = ask(fake.url)
-    assert [chunk.text for chunk in chunks if chunk.text] == ["Hello", " ", "world"]
-    assert chunks[-2].finish_reason == "stop"
+    assert text(chunks) == "Hello world"
+    assert sum(chunk.pieces for chunk in chunks) == 3
+    assert [chunk.finish_reason for chunk in chunks if chunk.finish_reason] == ["stop"]
     assert (chunks[-1].prompt_tokens, chunks[-1].completion_tokens) == (7, 3)
 
 
@@ -82,7 +87,7 @@ def test_the_providers_pause_is_passed_on(fake: FakeOpenAI) -> None:
 
 def test_a_server_that_is_loading_is_asked_again(fake: FakeOpenAI) -> None:
     fake.failures = [503, 503]
-    assert len(ask(fake.url)) == 5
+    assert text(ask(fake.url)) == "Hello world"
 
 
 def test_an_unreachable_server(caplog: pytest.LogCaptureFixture) -> None:
@@ -134,14 +139,31 @@ def test_an_error_inside_the_stream(fake: FakeOpenAI) -> None:
 
 def test_nul_is_dropped_since_postgresql_cannot_store_it(fake: FakeOpenAI) -> None:
     fake.pieces = ["a\x00b", "\x00"]
-    assert [chunk.text for chunk in ask(fake.url) if chunk.text] == ["ab"]
+    assert text(ask(fake.url)) == "ab"
 
 
 def test_leaving_early_stops_the_server(fake: FakeOpenAI) -> None:
     fake.pieces, fake.between = ["x"] * 1000, 0.01
-    with Model(make_settings(fake.url)).answer(TURNS) as chunks:  # type: ignore[arg-type]
-        next(chunks)
+    answer = Model(make_settings(fake.url)).answer(TURNS)  # type: ignore[arg-type]
+    next(iter(answer))
+    answer.close()
+    eventually(lambda: fake.left)
     assert fake.sent < 100
+
+
+def test_what_comes_together_is_one_chunk(fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = ["x"] * 100, 0.005
+    chunks = [chunk for chunk in ask(fake.url) if chunk.text]
+    assert text(chunks) == "x" * 100
+    assert len(chunks) < 40  # 40 ms hold eight of them
+
+
+def test_a_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(Model(make_settings("https://m.test/v1"))._client._client._transport, Transport)
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    assert not isinstance(Model(make_settings("https://m.test/v1"))._client._client._transport, Transport)
+    monkeypatch.setenv("NO_PROXY", "m.test")
+    assert isinstance(Model(make_settings("https://m.test/v1"))._client._client._transport, Transport)
 
 
 @pytest.fixture
@@ -166,7 +188,7 @@ def test_tls_is_checked_against_the_systems_authorities(
     logging.getLogger("httpcore2").setLevel(logging.WARNING)
     with FakeOpenAI(tls=tls) as fake:
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
-        assert len(ask(fake.url)) == 5
+        assert text(ask(fake.url)) == "Hello world"
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(ModelError, match="cannot be reached"):
             ask(fake.url)

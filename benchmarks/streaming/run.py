@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import subprocess
@@ -100,14 +101,21 @@ def chatbot(model_url: str) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def comparison(model_url: str) -> Iterator[Server]:
-    """FastAPI, uvicorn and the library's objects."""
+def comparison(model_url: str, *, loop: str = "asyncio", http: str = "h11") -> Iterator[Server]:
+    """FastAPI, uvicorn and the library's objects; `pip install fastapi uvicorn` brings asyncio and h11."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "comparison:app", "--port", str(port), "--workers", str(WORKERS)]
-    quiet = ["--log-level", "error", "--backlog", "4096"]
-    with process(*command, *quiet, cwd=HERE, env=os.environ | {"MODEL_URL": model_url}) as child:
+    options = ["--log-level", "error", "--backlog", "4096", "--loop", loop, "--http", http]
+    with process(*command, *options, cwd=HERE, env=os.environ | {"MODEL_URL": model_url}) as child:
         eventually(lambda: answers(f"http://127.0.0.1:{port}"), 60)
         yield Server(port, {"app": child.pid})
+
+
+SERVERS = {
+    "chatbot": chatbot,
+    "comparison": comparison,
+    "comparison, uvloop": functools.partial(comparison, loop="uvloop", http="httptools"),
+}
 
 
 def measure(serve: Callable[[str], contextlib.AbstractContextManager[Server]], streams: int) -> dict[str, float]:
@@ -149,7 +157,7 @@ def main() -> None:
     print("| streams | server | completed | first token p50 / p95, ms | jitter p95, ms | CPU per token, µs | of PostgreSQL, µs | memory, MB |")
     print("|---|---|---|---|---|---|---|---|")
     for streams in arguments.streams:
-        for name, serve in (("chatbot", chatbot), ("FastAPI, SDK objects", comparison)):
+        for name, serve in SERVERS.items():
             found = measure(serve, streams)
             times = f"{found['first_p50'] * 1000:.0f} / {found['first_p95'] * 1000:.0f}"
             cells = [
