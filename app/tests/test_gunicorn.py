@@ -1,5 +1,6 @@
 """The application under its real server: gunicorn with two gevent workers, on PostgreSQL where it is installed."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -31,6 +32,7 @@ from support import (
     gunicorn,
 )
 from test_model import make_certificate
+from valkey_server import PASSWORD, valkey_server
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +51,9 @@ def server(request: pytest.FixtureRequest, directory: Path) -> Iterator[tuple[st
     make_certificate(directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
-    with FakeOpenAI(tls=context) as fake:
-        variables = environment(fake.url, database, rate_limit="1000 per minute", rate_limit_address="1000 per minute")
+    with FakeOpenAI(tls=context) as fake, valkey_server(directory / "valkey") as valkey:
+        limits = {"rate_limit": "1000 per minute", "rate_limit_address": "1000 per minute"}
+        variables = environment(fake.url, database, valkey_url=valkey, valkey_password=PASSWORD, **limits)
         with gunicorn(variables | {"SSL_CERT_FILE": str(directory / "cert.pem")}, directory) as url:
             yield url, fake
 
@@ -70,15 +73,33 @@ def fake(server: tuple[str, FakeOpenAI]) -> FakeOpenAI:
 
 
 class Reader:
-    """Reads a stream as it comes."""
+    """Reads a stream as it comes: of a new question, or of an answer that was asked for before."""
 
-    def __init__(self, url: str, conversation: str | None = None) -> None:
-        self.conversation = conversation or fetch(f"{url}/api/v1/conversations", {})["id"]
+    def __init__(self, url: str, resumed: "Reader | None" = None, last_event_id: str = "0") -> None:
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
-        body = json.dumps({"content": "private words"})
-        headers = {"Content-Type": "application/json"}
-        self.connection.request("POST", f"/api/v1/conversations/{self.conversation}/messages", body, headers)
+        if resumed is None:
+            self.conversation = str(fetch(f"{url}/api/v1/conversations", {})["id"])
+            body = json.dumps({"content": "private words"})
+            headers = {"Content-Type": "application/json"}
+            self.connection.request("POST", f"/api/v1/conversations/{self.conversation}/messages", body, headers)
+        else:
+            self.conversation = resumed.conversation
+            path = f"/api/v1/conversations/{self.conversation}/messages/{resumed.message}/stream"
+            self.connection.request("GET", path, headers={"Last-Event-ID": last_event_id})
         self.response = self.connection.getresponse()
+        self.last_event_id = last_event_id
+        self.message = str(self.until("start")["message_id"])
+
+    def rest(self) -> tuple[str, str]:
+        """The text to come, and the status at the end."""
+        text = ""
+        while True:
+            name, data = self.next()
+            if name == "delta":
+                text += data["text"]
+            else:
+                self.leave()
+                return text, str(data.get("status"))
 
     def next(self) -> tuple[str, dict[str, Any]]:
         """The next event, comments skipped."""
@@ -88,6 +109,8 @@ class Reader:
                 name = line.removeprefix("event: ")
             if line.startswith("data: "):
                 data = json.loads(line.removeprefix("data: "))
+            if line.startswith("id: "):
+                self.last_event_id = line.removeprefix("id: ")
         return (name, data) if name else self.next()
 
     def until(self, wanted: str) -> dict[str, Any]:
@@ -143,18 +166,87 @@ def test_metrics_are_summed_over_the_workers(url: str, directory: Path) -> None:
     assert files == {f"counter_{pid}.db" for pid in workers(directory)}, "both workers have counted"
 
 
-def test_a_reader_who_leaves_is_noticed_and_the_text_kept(url: str, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 2000, 0.01
-    reader = Reader(url)
-    reader.until("delta")
-    assert series(url, "chatbot_open_streams") == 1
+def words(count: int) -> list[str]:
+    """Pieces that tell which of them is missing or doubled."""
+    return [f"w{number} " for number in range(count)]
+
+
+def test_a_reload_loses_and_doubles_nothing(url: str, fake: FakeOpenAI) -> None:
+    """Readers leave after each event in turn and come back, to whichever worker takes them."""
+    fake.pieces, fake.between = words(60), 0.03
+    first = Reader(url)
+    resumed = series(url, "chatbot_resumed_streams_total")
+    text, status, reader, visits = "", "", first, 0
+    while not status:
+        name, data = reader.next()
+        if name == "delta":
+            text += data["text"]
+            reader.leave()
+            reader, visits = Reader(url, first, reader.last_event_id), visits + 1
+        else:
+            status = data["status"]
     reader.leave()
-    eventually(lambda: answer(url, reader.conversation)["status"] != "streaming")
-    kept = answer(url, reader.conversation)
-    assert kept["status"] == "interrupted"
-    assert kept["content"].startswith("x")
-    eventually(lambda: fake.left)
-    assert series(url, "chatbot_open_streams") == 0
+    assert (text, status) == ("".join(fake.pieces), "complete")
+    assert visits > 10
+    assert series(url, "chatbot_resumed_streams_total") == resumed + visits
+    for after in range(0, len(text) + 1, 7):  # and long after the end, from every place
+        assert Reader(url, first, str(after)).rest() == (text[after:], "complete")
+    assert answer(url, first.conversation)["content"] == text
+    eventually(lambda: series(url, "chatbot_open_streams") == 0)
+
+
+def test_tabs_see_the_same(url: str, fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = words(40), 0.02
+    first = Reader(url)
+    tabs = [first, *(Reader(url, first) for _ in range(5))]
+    results: list[tuple[str, str]] = []
+    threads = [threading.Thread(target=lambda tab=tab: results.append(tab.rest())) for tab in tabs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert results == [("".join(fake.pieces), "complete")] * 6
+
+
+def test_stop_works_from_every_worker(url: str, fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = words(2000), 0.02
+    readers = [Reader(url) for _ in range(6)]
+    for reader in readers:
+        reader.until("delta")
+        path = f"{url}/api/v1/conversations/{reader.conversation}/messages/{reader.message}/stop"
+        assert fetch(path, {}) == {"message_id": reader.message, "status": "stopped"}
+        assert reader.rest()[1] == "stopped"
+        assert answer(url, reader.conversation)["content"].startswith("w0 w1 ")
+    eventually(lambda: fake.left == 6)
+    cut = 'chatbot_cut_answers_total{model="test-model",reason="stopped"}'
+    assert series(url, cut) == 6
+    eventually(lambda: series(url, "chatbot_running_generations") == 0)
+
+
+def test_valkey_that_goes_away_costs_no_text(directory: Path) -> None:
+    """A second server, so that it can be killed: readers go on from the database."""
+    socket = directory / "second"
+    socket.mkdir()
+    with FakeOpenAI(pieces=words(100), between=0.04) as model, contextlib.ExitStack() as stack:
+        valkey = contextlib.ExitStack()
+        valkey.enter_context(valkey_server(socket / "valkey"))
+        variables = environment(
+            model.url,
+            f"sqlite:///{socket}/test.db",
+            valkey_url=f"unix://{socket}/valkey",
+            valkey_password=PASSWORD,
+        )
+        second = stack.enter_context(gunicorn(variables, socket))
+        reader = Reader(second)
+        reader.until("delta")
+        valkey.close()
+        text, status = reader.rest()
+        assert status == "complete"
+        assert answer(second, reader.conversation)["content"] == "".join(model.pieces)
+        assert Reader(second, reader).rest() == ("".join(model.pieces), "complete")
+        assert "".join(model.pieces).endswith(text)
+        model.between = 0
+        assert Reader(second).rest() == ("".join(model.pieces), "complete")  # without Valkey from the beginning
 
 
 def test_forty_streams_at_once(url: str, fake: FakeOpenAI) -> None:
@@ -236,37 +328,60 @@ def test_everything_on_standard_output_is_json(url: str, directory: Path) -> Non
     assert "private words" not in str(lines)
 
 
-def test_kill_9_of_a_worker_loses_at_most_a_second(url: str, fake: FakeOpenAI, directory: Path) -> None:
-    fake.pieces, fake.between = ["x"] * 2000, 0.01
-    reader = Reader(url)
-    for _ in range(200):
-        reader.until("delta")
+def test_kill_9_of_a_worker_in_the_middle_of_twenty_answers(url: str, fake: FakeOpenAI, directory: Path) -> None:
+    fake.pieces, fake.between = words(300), 0.03
+    readers = [Reader(url) for _ in range(20)]
+    seen = {reader: "".join(reader.until("delta")["text"] for _ in range(20)) for reader in readers}
     before = workers(directory)
-    for pid in before:
-        os.kill(pid, signal.SIGKILL)
-    eventually(lambda: len(workers(directory)) == 4, 30)
-    reader.leave()
-    kept = answer(url, reader.conversation)
-    assert kept["status"] == "streaming"  # interrupted, as soon as three heartbeats are missing: see test_conversations
-    assert len(kept["content"]) > 50
-    fake.pieces, fake.between = ["fine"], 0
-    reader = Reader(url)
-    assert reader.until("done")["status"] == "complete"
-    reader.leave()
-    assert series(url, "chatbot_open_streams") == 0
+    os.kill(min(before), signal.SIGKILL)
+    eventually(lambda: len(workers(directory)) == 3, 30)
+    results: dict[Reader, tuple[str, str]] = {}
+
+    def read_on(reader: Reader) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError, UnboundLocalError, RecursionError):
+            while True:
+                name, data = reader.next()
+                if name != "delta":
+                    results[reader] = seen[reader], data["status"]
+                    return
+                seen[reader] += data["text"]
+        reader.leave()
+        text, status = Reader(url, reader, reader.last_event_id).rest()
+        results[reader] = seen[reader] + text, status
+
+    threads = [threading.Thread(target=read_on, args=(reader,)) for reader in readers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    whole = "".join(fake.pieces)
+    assert {status for _, status in results.values()} == {"complete", "interrupted"}
+    assert len(results) == 20
+    for reader, (text, status) in results.items():
+        kept = answer(url, reader.conversation)
+        assert (kept["content"], kept["status"]) == (text, status)
+        assert text == whole if status == "complete" else whole.startswith(text)
+        assert len(text) > 20 * 3
+        assert kept["finish_reason"] == ("stop" if status == "complete" else "worker_lost")
+    lost = sum(status == "interrupted" for _, status in results.values())
+    assert series(url, 'chatbot_cut_answers_total{model="test-model",reason="worker_lost"}') == lost
 
 
-def test_sigterm_lets_streams_finish(url: str, fake: FakeOpenAI, directory: Path) -> None:
+def test_sigterm_lets_answers_finish_with_and_without_readers(url: str, fake: FakeOpenAI, directory: Path) -> None:
     """The last test: the server is gone afterwards."""
     gate = threading.Event()
     fake.waits = {1: lambda: gate.wait(20)}
-    reader = Reader(url)
-    reader.until("delta")
-    os.kill(
-        int(re.findall(r"Listening at: \S+ \((\d+)\)", (directory / "gunicorn.log").read_text())[0]), signal.SIGTERM
-    )
+    reader, left = Reader(url), Reader(url)
+    for each in (reader, left):
+        each.until("delta")
+    left.leave()
+    log = directory / "gunicorn.log"
+    ended = log.read_text().count("answer ended")
+    os.kill(int(re.findall(r"Listening at: \S+ \((\d+)\)", log.read_text())[0]), signal.SIGTERM)
     time.sleep(1.5)
     gate.set()
     assert reader.until("done")["status"] == "complete"
     reader.leave()
     eventually(lambda: not answers(url))
+    eventually(lambda: log.read_text().count("answer ended") == ended + 2)
+    assert "shutdown" not in log.read_text()

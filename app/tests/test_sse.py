@@ -38,10 +38,10 @@ def test_what_the_standard_says_at_every_split_point(stream: bytes, events: list
 
 
 def test_random_streams_in_random_pieces() -> None:
-    """A seeded fuzz: whatever the boundaries, the events are the same. The reference splits the whole stream at once."""
-    chance = random.Random(20261123)
+    """A seeded fuzz: whatever the boundaries, the events are the same. The reference splits it whole."""
+    chance = random.Random(20261123)  # noqa: S311 - a repeatable test
     alphabet = [b"data", b":", b" ", b"\n", b"\r\n", b"\r", b"x", b"\xc3\xa9", b"event", b"\n\n", b'{"a":1}', b"\x00"]
-    for _ in range(3000):
+    for _ in range(1000):
         stream = b"".join(chance.choices(alphabet, k=chance.randrange(40)))
         pieces, rest = [], stream
         while rest:
@@ -67,11 +67,11 @@ def reference(stream: bytes) -> list[bytes]:
     return events
 
 
-@pytest.mark.parametrize("line", [b"x" * 1000, b"data: " + b"x" * 1000 + b"\n"])
+@pytest.mark.parametrize("line", [b"x" * 100_000, b"data: " + b"x" * 100_000 + b"\n"])
 def test_an_event_without_end_does_not_fill_the_memory(line: bytes) -> None:
     parser = DataParser()
     with pytest.raises(EventTooLargeError):
-        for _ in range(MAX_EVENT_BYTES // 900):
+        for _ in range(MAX_EVENT_BYTES // 90_000):
             parser.feed(line)
 
 

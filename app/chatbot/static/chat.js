@@ -6,7 +6,7 @@ const [list, messages, title, text, send, stop, sidebar, menu] =
   ["conversations", "messages", "title", "text", "send", "stop", "sidebar", "menu"].map($);
 
 let current = null; // identifier of the open conversation
-let running = null; // AbortController of the answer in progress
+let running = null; // the answer that is being followed: see following()
 
 /** An error whose message may be shown, made from a problem document where the server sent one. */
 async function problem(response) {
@@ -25,7 +25,7 @@ function post(path, body, signal) {
   return fetch(api + path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
-/** Yields [name, data] for each Server-Sent Event; comments (pings) are skipped. */
+/** Yields [name, data, id] for each Server-Sent Event; comments (pings) are skipped. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
@@ -37,7 +37,7 @@ async function* events(response) {
     buffer = blocks.pop();
     for (const block of blocks) {
       const fields = Object.fromEntries(block.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
-      if (fields.event) yield [fields.event, JSON.parse(fields.data)];
+      if (fields.event) yield [fields.event, JSON.parse(fields.data), fields.id];
     }
   }
 }
@@ -56,7 +56,7 @@ function show(role, content, status, error) {
     set(status, error) {
       item.className = `message ${role} ${status}`;
       state.className = error ? "state error" : "state";
-      state.textContent = error || { interrupted: "stopped", failed: "failed" }[status] || "";
+      state.textContent = error || { stopped: "stopped", interrupted: "interrupted", failed: "failed" }[status] || "";
     },
   };
   followed(() => message.set(status, error));
@@ -70,38 +70,71 @@ function followed(change) {
   if (atEnd) messages.scrollTop = messages.scrollHeight;
 }
 
-async function ask(content) {
-  running = new AbortController();
+/** Reads an answer to its end, over as many connections as that takes. `running` says which answer that is. */
+async function follow(answer, request, state) {
+  running = state;
   busy(true);
-  show("user", content, "complete");
-  messages.scrollTop = messages.scrollHeight;
-  const answer = show("assistant", "", "streaming");
   let ended = false;
   try {
+    for (let attempt = 0; !ended; attempt = Math.min(attempt + 1, 5)) {
+      if (attempt) await new Promise((resolve) => setTimeout(resolve, 300 * 2 ** attempt));
+      try {
+        const response = await (request || resume)(state);
+        request = null;
+        if (!response.ok) throw await problem(response);
+        for await (const [name, data, id] of events(response)) {
+          state.lastEventId = id;
+          attempt = 0;
+          if (name === "start") {
+            state.message = data.message_id;
+            title.textContent = data.title || title.textContent;
+          }
+          if (name === "delta") answer.append(data.text);
+          if (name === "done") answer.set(data.status);
+          if (name === "error") answer.set("failed", data.detail);
+          ended ||= name === "done" || name === "error";
+        }
+      } catch (error) {
+        // The network's errors pass; without a message there is nothing to come back to.
+        if (error.name === "AbortError" || !(error instanceof TypeError) || !state.message) throw error;
+      }
+    }
+  } catch (error) {
+    if (error.name !== "AbortError") {
+      answer.set("failed", error instanceof TypeError ? "The server cannot be reached." : error.message);
+    }
+  } finally {
+    if (running === state) {
+      running = null;
+      busy(false);
+      refresh();
+    }
+  }
+}
+
+function resume(state) {
+  const headers = { "Last-Event-ID": state.lastEventId };
+  return fetch(`${api}/${state.conversation}/messages/${state.message}/stream`, { headers, signal: state.abort.signal });
+}
+
+/** What is known of the answer that is being followed. */
+function following(message) {
+  return { conversation: current, message, lastEventId: "0", abort: new AbortController() };
+}
+
+function ask(content) {
+  show("user", content, "complete");
+  messages.scrollTop = messages.scrollHeight;
+  const state = following(null);
+  return follow(show("assistant", "", "streaming"), async () => {
     if (!current) {
-      const created = await post("", {}, running.signal);
+      const created = await post("", {}, state.abort.signal);
       if (!created.ok) throw await problem(created);
-      current = (await created.json()).id;
+      current = state.conversation = (await created.json()).id;
       history.replaceState(null, "", `#${current}`);
     }
-    const response = await post(`/${current}/messages`, { content }, running.signal);
-    if (!response.ok) throw await problem(response);
-    for await (const [name, data] of events(response)) {
-      if (name === "start") title.textContent = data.title;
-      if (name === "delta") answer.append(data.text);
-      if (name === "done") answer.set(data.status);
-      if (name === "error") answer.set("failed", data.detail);
-      ended ||= name === "done" || name === "error";
-    }
-    if (!ended) throw new Error("The connection broke off; what was written so far is kept.");
-  } catch (error) {
-    if (error.name === "AbortError") answer.set("interrupted");
-    else answer.set("failed", error instanceof TypeError ? "The server cannot be reached." : error.message);
-  } finally {
-    busy(false);
-    running = null;
-    refresh();
-  }
+    return post(`/${current}/messages`, { content }, state.abort.signal);
+  }, state);
 }
 
 function busy(yes) {
@@ -111,14 +144,21 @@ function busy(yes) {
 }
 
 async function open(id) {
-  running?.abort();
+  running?.abort.abort(); // leaves the answer, which goes on
+  running = null;
+  busy(false);
   sidebar.classList.remove("shown");
   const conversation = id ? await call(`/${id}`).catch(() => null) : null;
   current = conversation ? id : null;
   history.replaceState(null, "", current ? `#${current}` : location.pathname);
   title.textContent = conversation?.title || "New chat";
   messages.replaceChildren();
-  for (const message of conversation?.messages || []) show(message.role, message.content, message.status, message.error);
+  const known = new Map((conversation?.messages || []).map((message) => [message.id, message]));
+  for (const message of (conversation?.current_branch || []).map((each) => known.get(each))) {
+    const streaming = message.status === "streaming";
+    const shown = show(message.role, streaming ? "" : message.content, message.status, message.error);
+    if (streaming) follow(shown, null, following(message.id));
+  }
   messages.scrollTop = messages.scrollHeight;
   refresh();
   text.focus();
@@ -171,7 +211,10 @@ text.addEventListener("keydown", (event) => {
     $("composer").requestSubmit();
   }
 });
-stop.addEventListener("click", () => running?.abort());
+stop.addEventListener("click", () => {
+  if (!running?.message) running?.abort.abort();
+  else call(`/${running.conversation}/messages/${running.message}/stop`, { method: "POST" }).catch(() => null);
+});
 $("new").addEventListener("click", () => open(null));
 menu.addEventListener("click", () => {
   menu.setAttribute("aria-expanded", sidebar.classList.toggle("shown"));
