@@ -73,7 +73,11 @@ class Generations:
 
         That is what was saved last, and what the log has beyond it.
         """
-        dead = select(Message).where(Message.status == Status.STREAMING, Message.updated_at < now() - LEASE)
+        # Not its own: after an outage of the database nobody could renew anything.
+        alive = [generation.message_id for generation in self._all()]
+        dead = select(Message).where(
+            Message.status == Status.STREAMING, Message.updated_at < now() - LEASE, Message.id.not_in(alive)
+        )
         if which:
             dead = dead.where(Message.id.in_(which))
         for message in session.scalars(dead.with_for_update(skip_locked=True)).all():

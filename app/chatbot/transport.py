@@ -102,13 +102,13 @@ class _Body(httpx2.SyncByteStream):
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._complete = False
-        self._more_than_one = False
+        self._reusable = False
         self._has_head = False
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
 
     def on_message_begin(self) -> None:
-        self._more_than_one = self._complete
+        self._reusable = False  # also when something follows the end
         self.headers = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -123,6 +123,7 @@ class _Body(httpx2.SyncByteStream):
 
     def on_message_complete(self) -> None:
         self._complete = self._has_head
+        self._reusable = self._has_head and self._parser.should_keep_alive()
 
     def read_head(self) -> None:
         """Read until the response's status and headers are known."""
@@ -148,7 +149,7 @@ class _Body(httpx2.SyncByteStream):
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._complete and not self._more_than_one and self._parser.should_keep_alive():
+        if self._reusable:
             self._transport.keep(self._origin, connection)
             return
         with contextlib.suppress(OSError):
@@ -165,7 +166,7 @@ class _Body(httpx2.SyncByteStream):
         if not data:
             if not self._has_head or self._has_length():
                 raise httpx2.RemoteProtocolError("the server closed the connection in the middle of a response")
-            self._complete = self._more_than_one = True  # the end of the connection is the end of the body
+            self._complete = True  # the end of the connection is the end of the body
             return 0
         try:
             self._parser.feed_data(data)

@@ -1,5 +1,6 @@
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -149,6 +150,7 @@ def test_a_connection_is_used_again(client: httpx2.Client) -> None:
 def test_a_dead_or_spoilt_connection_is_not_used_again(client: httpx2.Client, first: list[bytes]) -> None:
     with server(says(*first), says(SMALL)) as url:
         assert client.get(url).text == "ok"
+        time.sleep(0.2)  # within which the end arrives
         assert client.get(url).text == "ok"
 
 

@@ -81,6 +81,7 @@ async function follow(answer, request, state) {
       try {
         const response = await (request || resume)(state);
         request = null;
+        if (response.status >= 502 && state.message) continue; // a release or a restart is under way
         if (!response.ok) throw await problem(response);
         for await (const [name, data, id] of events(response)) {
           state.lastEventId = id;
@@ -94,6 +95,7 @@ async function follow(answer, request, state) {
           if (name === "error") answer.set("failed", data.detail);
           ended ||= name === "done" || name === "error";
         }
+        if (!state.message) throw new Error("The connection broke off.");
       } catch (error) {
         // The network's errors pass; without a message there is nothing to come back to.
         if (error.name === "AbortError" || !(error instanceof TypeError) || !state.message) throw error;
