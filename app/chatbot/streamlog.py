@@ -102,7 +102,7 @@ class StreamLog(Protocol):
 @dataclass(slots=True)
 class _Memory:
     entries: list[Entry] = field(default_factory=list)
-    readers: list[Subscription] = field(default_factory=list)
+    readers: list[tuple[Subscription, int]] = field(default_factory=list)  # with their offsets
     ended_at: float | None = None
 
 
@@ -142,8 +142,8 @@ class MemoryLog:
     def subscribe(self, stream: str, after: int) -> Subscription:
         def forget(subscription: Subscription) -> None:
             with self._lock:
-                if memory is not None and subscription in memory.readers:
-                    memory.readers.remove(subscription)
+                if memory is not None and (subscription, after) in memory.readers:
+                    memory.readers.remove((subscription, after))
 
         subscription = Subscription(forget)
         with self._lock:
@@ -154,7 +154,7 @@ class MemoryLog:
                 for entry in memory.entries:
                     if entry.end > after or entry.outcome is not None:
                         subscription.deliver(entry)
-                memory.readers.append(subscription)
+                memory.readers.append((subscription, after))
         return subscription
 
     def tail(self, stream: str) -> list[Entry]:
@@ -180,5 +180,6 @@ class MemoryLog:
             if entry.outcome is not None:
                 memory.ended_at = time.monotonic()
             memory.entries.append(entry)
-            for reader in memory.readers:
-                reader.deliver(entry)
+            for subscription, after in memory.readers:
+                if entry.end > after or entry.outcome is not None:
+                    subscription.deliver(entry)

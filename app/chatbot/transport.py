@@ -29,9 +29,9 @@ class Transport(httpx2.BaseTransport):
     """Sends each request over a connection of its own, an idle one where there is one. Threads may share it."""
 
     def __init__(self) -> None:
+        self._idle: dict[Origin, list[tuple[socket.socket, float]]] = {}
         self._tls = httpx2.create_ssl_context()
         self._tls.set_alpn_protocols(["http/1.1"])
-        self._idle: dict[Origin, list[tuple[socket.socket, float]]] = {}
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request and return when the response's headers are there; its body is read while iterating.
@@ -61,6 +61,9 @@ class Transport(httpx2.BaseTransport):
             for connection, _ in connections:
                 connection.close()
         self._idle.clear()
+
+    def __del__(self) -> None:
+        self.close()
 
     def keep(self, origin: Origin, connection: socket.socket) -> None:
         """Take back a connection whose response was read to its end."""
