@@ -19,8 +19,9 @@ try:
 except SettingsError as error:
     sys.exit(f"chatbot: {error}")
 
-# prometheus_client decides on import, in the workers, whether it shares its numbers.
+# prometheus_client decides on import whether it shares its numbers, and wants the directory then.
 _metrics = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(Path(tempfile.gettempdir()) / "chatbot-metrics")))
+_metrics.mkdir(parents=True, exist_ok=True)
 
 wsgi_app = "chatbot.wsgi:app"
 # Loaded once and shared by the workers: half the memory. Connections and threads begin in the workers.
@@ -42,7 +43,6 @@ logconfig_dict = logging_config(_settings.log_level)
 
 def on_starting(_server: Any) -> None:
     """Forget the metrics of the previous start. Here and not at module level, which a reload runs again."""
-    _metrics.mkdir(parents=True, exist_ok=True)
     for file in _metrics.glob("*.db"):
         file.unlink()
 
