@@ -75,6 +75,8 @@ def fake(server: tuple[str, FakeOpenAI]) -> FakeOpenAI:
 class Reader:
     """Reads a stream as it comes: of a new question, or of an answer that was asked for before."""
 
+    message: str
+
     def __init__(self, url: str, resumed: "Reader | None" = None, last_event_id: str = "0") -> None:
         self.connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
         if resumed is None:

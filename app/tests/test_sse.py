@@ -54,7 +54,8 @@ def test_random_streams_in_random_pieces() -> None:
 def reference(stream: bytes) -> list[bytes]:
     """The standard's algorithm, line by line."""
     lines = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")[:-1]
-    events, data = [], []
+    events: list[bytes] = []
+    data: list[bytes] = []
     for line in lines:
         if not line:
             if data:

@@ -6,8 +6,8 @@ import uuid
 from typing import Any
 
 import pytest
-from chatbot.database import Message
-from chatbot.generation import Outcome, Status
+from chatbot.database import Message, Status
+from chatbot.generation import Outcome
 from chatbot.streaming import EventStream, Follower
 from chatbot.streamlog import MemoryLog
 from sqlalchemy.exc import OperationalError
@@ -58,9 +58,9 @@ def test_every_split_point(answer: Answer, trimmed: int) -> None:
     answer.log.trim(STREAM, trimmed)
     answer.saved = min(trimmed + 3, len(TEXT))
     for after in range(len(TEXT) + 1):
-        text, end = answer.read(after)
+        text, last = answer.read(after)
         assert text == TEXT[after:], after
-        assert end["status"] == "complete"
+        assert last["status"] == "complete"
 
 
 def test_a_random_writer(answer: Answer) -> None:
