@@ -23,9 +23,11 @@ except SettingsError as error:
 _metrics = Path(os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", str(Path(tempfile.gettempdir()) / "chatbot-metrics")))
 _metrics.mkdir(parents=True, exist_ok=True)
 
+# Its code is loaded here, once, and shared by the workers: half the memory. Not with preload_app, which would also make
+# connections and threads before the workers fork.
+import chatbot.factory  # noqa: F401
+
 wsgi_app = "chatbot.wsgi:app"
-# Loaded once and shared by the workers: half the memory. Connections and threads begin in the workers.
-preload_app = True
 chdir = str(Path(__file__).resolve().parent)
 bind = _settings.bind
 workers = _settings.workers

@@ -72,11 +72,6 @@ def count_answer(model: str, status: str, reason: str) -> None:
         cut_answers.labels(model, reason).inc()
 
 
-def announce(settings: Settings) -> None:
-    """Say which release this process runs. A worker says it again: what was counted before the fork is not its own."""
-    build_info.labels(settings.release, settings.colour or "").set(1)
-
-
 def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> None:
     """Count every request and serve `/metrics` to direct requests only."""
 
@@ -91,7 +86,7 @@ def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> No
         return scrape
 
     PrometheusMetrics(app, path="/metrics", export_defaults=False, registry=REGISTRY, metrics_decorator=prepared)
-    announce(settings)
+    build_info.labels(settings.release, settings.colour or "").set(1)
     # All series exist from the start, so that rates are right from the first event on.
     for role in ("user", "assistant"):
         messages_total.labels(role, settings.model_name)

@@ -9,6 +9,7 @@ import select
 import socket
 import ssl
 import time
+import weakref
 from collections.abc import Iterator
 
 import httptools
@@ -30,6 +31,8 @@ class Transport(httpx2.BaseTransport):
 
     def __init__(self) -> None:
         self._idle: dict[Origin, list[tuple[socket.socket, float]]] = {}
+        # Not __del__, before which the sockets may have gone.
+        self.close = weakref.finalize(self, _close_all, self._idle)  # type: ignore[method-assign]
         self._tls = httpx2.create_ssl_context()
         self._tls.set_alpn_protocols(["http/1.1"])
 
@@ -54,16 +57,6 @@ class Transport(httpx2.BaseTransport):
             connection.close()
             raise
         return httpx2.Response(body.status, headers=body.headers, stream=body)
-
-    def close(self) -> None:
-        """Close the idle connections."""
-        for connections in self._idle.values():
-            for connection, _ in connections:
-                connection.close()
-        self._idle.clear()
-
-    def __del__(self) -> None:
-        self.close()
 
     def keep(self, origin: Origin, connection: socket.socket) -> None:
         """Take back a connection whose response was read to its end."""
@@ -179,6 +172,13 @@ class _Body(httpx2.SyncByteStream):
 
     def _has_length(self) -> bool:
         return any(name.lower() in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+
+
+def _close_all(idle: dict[Origin, list[tuple[socket.socket, float]]]) -> None:
+    for connections in idle.values():
+        for connection, _ in connections:
+            connection.close()
+    idle.clear()
 
 
 def _encode(request: httpx2.Request) -> bytes:

@@ -61,7 +61,7 @@ class ValkeyLog:
         self._waiting = False  # inside XREAD
         self._readers: dict[str, list[_Reader]] = {}
         self._down_until = 0.0
-        self._wake_key = ""  # made when it is needed: each process has its own
+        self._wake_key = f"chatbot:wake:{uuid.uuid4()}"
         self._wake_position = "0"
         self._stops_position = f"{int((time.time() - STOPS_SINCE) * 1000)}-0"
         self._stop: Callable[[str], object] = lambda _stream: None
@@ -169,7 +169,6 @@ class ValkeyLog:
             if self._following:
                 return
             self._following = True
-            self._wake_key = self._wake_key or f"chatbot:wake:{uuid.uuid4()}"
         threading.Thread(target=self._read_all, name="log-reader", daemon=True).start()
 
     def _read_all(self) -> None:

@@ -7,7 +7,6 @@ import gevent
 from gunicorn.workers.ggevent import GeventWorker
 
 from chatbot.generations import Generations
-from chatbot.metrics import announce
 
 # So often (seconds) a worker looks for answers whose process has died.
 REAP_EVERY = 10.0
@@ -18,7 +17,6 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no type inform
 
     def run(self) -> None:
         """Serve until gunicorn says stop, then let everything end."""
-        announce(self.wsgi.extensions["settings"])
         threading.Thread(target=self._reap, name="reaper", daemon=True).start()
         super().run()
         while self._generations().running():

@@ -103,7 +103,7 @@ def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
         process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=log, stderr=log, text=True),
     ):
         with contextlib.suppress(AssertionError):
-            eventually(lambda: answers(url), 60)  # a busy machine takes its time
+            eventually(lambda: answers(url), 120)  # a busy machine takes its time
             yield url
             return
         raise AssertionError((directory / "gunicorn.log").read_text())
