@@ -105,7 +105,7 @@ class Reader:
 
     def next(self) -> tuple[str, dict[str, Any]]:
         """The next event, comments skipped. EOFError when the connection has ended."""
-        name, data = "", {}
+        name, data = "", dict[str, Any]()
         while line := self.response.readline().decode():
             line = line.rstrip("\n")
             if not line:
