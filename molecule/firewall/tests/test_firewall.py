@@ -6,17 +6,14 @@ application.
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testbed.verify import play
 
 SCENARIO = Path(__file__).resolve().parent.parent
 RULES = "/etc/nftables.d/chatbot.nft"
@@ -199,20 +196,9 @@ def test_broken_rules_change_nothing(host: Any) -> None:
 
 def test_ansible_that_locks_itself_out_fails_and_gets_back_in(host: Any) -> None:
     """The role with an SSH source that this machine is not: the run must fail, and the host must open again."""
-    variables = host.ansible.get_variables()
     before = own_rules(host)
-    run = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            "--inventory", f"{variables['testbed_directory']}/hosts.yml",
-            "--limit", variables["inventory_hostname"],
-            "--extra-vars", json.dumps({"firewall_ssh_sources": ["192.0.2.0/24"]}),
-            str(SCENARIO / "converge.yml"),
-        ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-        cwd=SCENARIO.parent.parent, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-    )  # fmt: skip
-    assert run.returncode != 0
-    assert "the host has taken the old ones back" in " ".join(run.stdout.split()), run.stdout[-3000:]
+    played = play(host, SCENARIO / "converge.yml", firewall_ssh_sources=["192.0.2.0/24"])
+    assert played.code != 0
+    assert "the host has taken the old ones back" in played.words, played.output[-3000:]
     assert answers(host, 22)
     assert own_rules(host) == before
