@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from testbed.verify import play
+from testbed.docker import execute
+from testbed.verify import eventually, play
 
 SCENARIO = Path(__file__).resolve().parent.parent
 RULES = "/etc/nftables.d/chatbot.nft"
@@ -80,7 +81,9 @@ def namespace_answers(host: Any, port: int) -> bool:
 
 def own_rules(host: Any) -> str:
     """Return the loaded rules without counters and learned addresses."""
-    chains = [f"nft --stateless list chain inet chatbot_firewall {chain}" for chain in ("ssh", "input")]
+    chains = [
+        f"nft --stateless list chain inet chatbot_firewall {chain}" for chain in ("ssh", "input", "to_containers")
+    ]
     return host.check_output(" && ".join(chains))
 
 
@@ -151,6 +154,32 @@ def test_a_flood_of_ssh_connections_is_cut(host: Any) -> None:
     assert answers(host, 22), "somebody else's flood shuts us out"
     # sshd itself still has to work off what got through.
     assert wait_for_banner(host, 30)
+
+
+@pytest.mark.usefixtures("container")
+def test_a_neighbour_reaches_published_ports_but_no_container_by_its_address(host: Any) -> None:
+    """The neighbour sends packets for the containers' network through this host, as any machine beside it can."""
+    name = host.ansible.get_variables()["inventory_hostname"]
+    neighbour = {"debian13": "firewall-debian12", "debian12": "firewall-debian13"}[name]
+    connect = "python3 -c 'import socket; socket.create_connection((\"{}\", 8000), timeout=2)' && echo in || echo out"
+    publish = (
+        "add table ip published; add chain ip published c { type nat hook prerouting priority dstnat; };"
+        " add rule ip published c tcp dport 8000 dnat to 172.30.10.2"
+    )
+    host.check_output("sysctl -qw net.ipv4.ip_forward=1 && ip -n app route add default via %s", GATEWAY)
+    host.check_output("systemd-run --quiet --collect --unit=test-app ip netns exec app python3 -m http.server 8000")
+    execute(neighbour, f"ip route replace 172.30.10.0/24 via {address(host)}")
+    try:
+        eventually(lambda: host.run("ip netns exec app ss -Hltn sport = :8000 | grep -q .").succeeded)
+        assert execute(neighbour, connect.format("172.30.10.2")) == "out"
+        host.check_output("nft %s", publish)
+        assert execute(neighbour, connect.format(address(host))) == "in"
+        host.check_output("nft delete table inet chatbot_firewall")
+        assert execute(neighbour, connect.format("172.30.10.2")) == "in", "without the rule it would have worked"
+    finally:
+        execute(neighbour, "ip route del 172.30.10.0/24")
+        host.run("nft delete table ip published; systemctl stop test-app; ip -n app route del default")
+        host.check_output("systemctl restart chatbot-firewall.service")
 
 
 def test_foreign_tables_and_name_resolution_survive(host: Any) -> None:
