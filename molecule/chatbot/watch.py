@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -38,6 +39,8 @@ def ask():
             requests += 1
             if not releases or releases[-1] != release:
                 releases.append(release)
+        except urllib.error.HTTPError as error:
+            failures.append(f"ready: {error.code} {error.read().decode()}")
         except Exception as error:
             failures.append(f"ready: {error!r}")
         time.sleep(0.2)
