@@ -4,8 +4,8 @@ from valkey import ConnectionPool, Valkey
 
 from chatbot.settings import Settings
 
-# A local Valkey answers in well under a millisecond, but a process may wait for a busy processor. A request must not wait longer
-# than this for a hanging one.
+# A local Valkey answers in well under a millisecond, but a process may wait for a busy processor. A request must not
+# wait longer than this for a hanging Valkey.
 TIMEOUT_SECONDS = 2.0
 
 
