@@ -16,6 +16,10 @@ help:  ## Show this list
 bootstrap:  ## Install what the other targets need: packages, Docker engine, Python tools (they do it by themselves)
 	@tools/bootstrap
 
+.PHONY: tools
+tools:
+	@tools/bootstrap --without-hosts
+
 .PHONY: demo
 demo: bootstrap  ## A server in a container on this machine: from bare Debian to a chat in your browser
 	@tools/demo
@@ -25,7 +29,7 @@ demo-down: bootstrap  ## Remove the demo and all it has stored
 	@tools/demo down
 
 .PHONY: inventory
-inventory: bootstrap  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
+inventory: tools  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
 	@tools/new-inventory
 
 .PHONY: test
@@ -33,15 +37,15 @@ test: bootstrap  ## Every test: linters, unit tests, all roles and the whole sit
 	@tools/test
 
 .PHONY: test-fast
-test-fast: bootstrap  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
+test-fast: tools  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
 	@tools/test --fast
 
 .PHONY: lint
-lint: bootstrap  ## All linters; none may find anything
+lint: tools  ## All linters; none may find anything
 	@tools/lint
 
 .PHONY: docs
-docs: bootstrap  ## Write the tables of variables in roles/*/README.md anew
+docs: tools  ## Write the tables of variables in roles/*/README.md anew
 	@tools/role-docs
 
 .PHONY: benchmark

@@ -169,7 +169,13 @@ def make_engine(settings: Settings) -> Engine:
         "application_name": f"chatbot-{settings.colour or settings.release}"[:63],
     }
     return create_engine(
-        url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=5, pool_pre_ping=True
+        url,
+        connect_args=arguments,
+        hide_parameters=True,
+        pool_size=10,
+        max_overflow=0,
+        pool_timeout=5,
+        pool_pre_ping=True,
     )
 
 

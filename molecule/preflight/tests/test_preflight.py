@@ -82,7 +82,7 @@ def test_everything_wrong_is_named_in_one_run(host):
         "chatbot_admin_authorized_keys holds no OpenSSH public key",
         "chatbot_network_name is now called chatbot_bridge_name",
         "chatbot_secret_key is a placeholder",
-        "chatbot_valkey_password has fewer than 12 characters",
+        "chatbot_valkey_password has fewer than 16 characters",
         "chatbot_backup_password has no value",
         "This host runs Debian 11",
         "/mnt/small has 64 MB free, 2048 MB are needed",

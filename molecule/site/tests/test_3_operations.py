@@ -44,3 +44,12 @@ def test_prometheus_sees_every_part(host):
     for job in ("prometheus", "node", "nginx", "postgresql"):
         assert any(value == "1" for (name, _), value in up.items() if name == job), (job, up)
     assert sum(value == "1" for (name, _), value in up.items() if name == "chatbot") == 1, up
+
+
+def test_no_secret_is_in_the_journal(host, variables):
+    """sudo writes every command that Ansible runs into the journal, with its environment and arguments."""
+    journal = host.check_output("journalctl --no-pager --output=cat")
+    assert "BECOME-SUCCESS" in journal, "the search would prove nothing"
+    secrets = {name: value for name, value in variables.items() if re.match(r"chatbot_.*(password|key)$", name)}
+    assert len(secrets) >= 7
+    assert not [name for name, value in secrets.items() if value in journal]
