@@ -13,11 +13,11 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: bootstrap
-bootstrap:  ## Install what the other targets need: packages, Docker engine, Python tools (they do it by themselves)
+bootstrap:  ## Install what the other targets need: packages, Docker engine, .venv (they do it by themselves)
 	@tools/bootstrap
 
 .PHONY: tools
-tools:
+tools:  ## The same without Docker engine, for targets that need no test hosts
 	@tools/bootstrap --without-hosts
 
 .PHONY: demo
