@@ -30,7 +30,7 @@ def call(path, body=None):
 
 
 def ask():
-    """Ask for the release five times a second."""
+    """Ask for the release twice a second."""
     global requests
     while not stop.exists():
         try:
@@ -43,7 +43,7 @@ def ask():
             failures.append(f"ready: {error.code} {error.read().decode()}")
         except Exception as error:
             failures.append(f"ready: {error!r}")
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def chat():
