@@ -3,6 +3,11 @@
 import json
 import re
 
+import pytest
+
+# Whole playbooks run here, beside other scenarios.
+pytestmark = pytest.mark.timeout(900)
+
 _QUERY = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090/api/v1/query?query=up').read().decode())"
 
 
