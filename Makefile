@@ -13,8 +13,12 @@ help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: bootstrap
-bootstrap:  ## Install what the other targets need: packages, Docker engine, Python tools (they do it by themselves)
+bootstrap:  ## Install what the other targets need: packages, Docker engine, .venv (they do it by themselves)
 	@tools/bootstrap
+
+.PHONY: tools
+tools:  ## The same without Docker engine, for targets that need no test hosts
+	@tools/bootstrap --without-hosts
 
 .PHONY: demo
 demo: bootstrap  ## A server in a container on this machine: from bare Debian to a chat in your browser
@@ -25,23 +29,23 @@ demo-down: bootstrap  ## Remove the demo and all it has stored
 	@tools/demo down
 
 .PHONY: inventory
-inventory: bootstrap  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
+inventory: tools  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
 	@tools/new-inventory
 
 .PHONY: test
-test: bootstrap  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (about 30 minutes)
+test: bootstrap  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (about an hour on two cores)
 	@tools/test
 
 .PHONY: test-fast
-test-fast: bootstrap  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
+test-fast: tools  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
 	@tools/test --fast
 
 .PHONY: lint
-lint: bootstrap  ## All linters; none may find anything
+lint: tools  ## All linters; none may find anything
 	@tools/lint
 
 .PHONY: docs
-docs: bootstrap  ## Write the tables of variables in roles/*/README.md anew
+docs: tools  ## Write the tables of variables in roles/*/README.md anew
 	@tools/role-docs
 
 .PHONY: benchmark

@@ -38,7 +38,8 @@ def ask_model(given, key):
         "max_tokens": given["tokens"],
         "messages": [{"role": "user", "content": given["question"]}],
     }
-    connection = http.client.HTTPConnection(*given["model_address"])
+    # From loopback: Docker changes the source of what the host sends to its own bridge, and the unit refuses that.
+    connection = http.client.HTTPConnection(*given["model_address"], source_address=("127.0.0.1", 0))
     headers = {"Authorization": f"Bearer {key}"}
     return stream(connection, "/v1/chat/completions", body, headers, lambda line: b'"content":"' in line)
 

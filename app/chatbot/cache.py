@@ -4,8 +4,9 @@ from valkey import ConnectionPool, Valkey
 
 from chatbot.settings import Settings
 
-# A local Valkey answers in well under a millisecond; a request must not wait longer than this for a hanging one.
-TIMEOUT_SECONDS = 0.5
+# A local Valkey answers in well under a millisecond, but a process may wait for a busy processor. A request must not
+# wait longer than this for a hanging Valkey.
+TIMEOUT_SECONDS = 2.0
 # Nobody waits for the connections of the live streams, and one of them waits for Valkey itself.
 LOG_TIMEOUT_SECONDS = 5.0
 

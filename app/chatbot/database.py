@@ -197,7 +197,9 @@ def make_engine(settings: Settings) -> Engine:
         "connect_timeout": 3,
         "application_name": f"chatbot-{settings.colour or settings.release}"[:63],
     }
-    engine = create_engine(url, connect_args=arguments, hide_parameters=True, pool_size=10, pool_timeout=15)
+    engine = create_engine(
+        url, connect_args=arguments, hide_parameters=True, pool_size=10, max_overflow=0, pool_timeout=15
+    )
     event.listen(engine, "checkin", _note_time)
     event.listen(engine, "checkout", _check_idle)
     return engine

@@ -15,8 +15,9 @@ from chatbot.settings import Settings
 log = logging.getLogger(__name__)
 blueprint = Blueprint("health", __name__, url_prefix="/api/v1")
 
-# A dependency that takes longer (seconds) counts as down, even one that hangs.
-CHECK_TIMEOUT = 2.0
+# A dependency that takes longer (seconds) counts as down, even one that hangs. Long enough for a small VPS that builds
+# the next release at the same time, shorter than the patience of whoever asks (5 s).
+CHECK_TIMEOUT = 4.0
 
 
 @blueprint.get("/health")

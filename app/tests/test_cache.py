@@ -25,4 +25,4 @@ def test_the_password_is_sent_over_the_socket() -> None:
 def test_tcp_has_a_time_limit_too() -> None:
     client = connect(make_settings(valkey_url="valkey://127.0.0.1:9/0"))
     assert client is not None
-    assert client.connection_pool.connection_kwargs["socket_connect_timeout"] == 0.5
+    assert client.connection_pool.connection_kwargs["socket_connect_timeout"] == 2.0

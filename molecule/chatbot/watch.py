@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def call(path, body=None):
 
 
 def ask():
-    """Ask for the release five times a second."""
+    """Ask for the release twice a second."""
     global requests
     while not stop.exists():
         try:
@@ -38,9 +39,11 @@ def ask():
             requests += 1
             if not releases or releases[-1] != release:
                 releases.append(release)
+        except urllib.error.HTTPError as error:
+            failures.append(f"ready: {error.code} {error.read().decode()}")
         except Exception as error:
             failures.append(f"ready: {error!r}")
-        time.sleep(0.2)
+        time.sleep(0.5)
 
 
 def chat():

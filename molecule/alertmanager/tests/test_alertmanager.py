@@ -2,24 +2,13 @@
 
 import json
 import pathlib
-import socket
 import time
 
 import pytest
+from testbed.verify import eventually, refuses
 
 SINK = pathlib.Path(__file__).parent / "sink.py"
 RECEIVED = "/root/received.jsonl"
-
-
-def eventually(check, seconds: float = 30):
-    """Return the first true answer of check(); fail with its last one after the given seconds."""
-    end = time.monotonic() + seconds
-    while True:
-        answer = check()
-        if answer or time.monotonic() > end:
-            assert answer
-            return answer
-        time.sleep(0.5)
 
 
 @pytest.fixture
@@ -39,9 +28,7 @@ def sink(host):
 
 @pytest.mark.parametrize("port", [9093, 9094])
 def test_other_hosts_are_refused(host, port):
-    address = host.ansible.get_variables()["ansible_host"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, port), timeout=5)
+    assert refuses(host, port)
 
 
 def test_no_gossip_port(host):

@@ -5,29 +5,28 @@ Skipped, with the reason, where Grafana's package repository is out of reach.
 
 import json
 import shlex
-import socket
 import time
 
 import pytest
+from testbed.verify import assert_untouched, refuses, skip_unless_installed
+
+PROGRAM = "/usr/bin/alloy"
 
 
 @pytest.fixture
 def installed(host):
-    """Skip what needs the program, where the role could not install it."""
-    if not host.file("/usr/bin/alloy").exists:
-        pytest.skip("Grafana's package repository cannot be reached from the test host, so Alloy is not installed")
+    skip_unless_installed(host, PROGRAM)
 
 
 def test_without_the_repository_nothing_is_changed(host):
-    if host.file("/usr/bin/alloy").exists:
-        pytest.skip("Grafana's package repository can be reached: Alloy is installed")
-    for path in (
+    assert_untouched(
+        host,
+        PROGRAM,
         "/etc/apt/sources.list.d/grafana.sources",
         "/etc/apt/preferences.d/alloy",
         "/etc/systemd/system/alloy.service.d",
         "/etc/alloy",
-    ):
-        assert not host.file(path).exists, path
+    )
 
 
 # Takes what Alloy delivers, in Loki's place, and keeps it as it came (short texts stand unchanged in snappy's format).
@@ -44,9 +43,7 @@ http.server.HTTPServer(("127.0.0.1", 3100), Handler).serve_forever()
 
 @pytest.mark.usefixtures("installed")
 def test_other_hosts_are_refused(host):
-    address = host.ansible.get_variables()["ansible_host"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, 12345), timeout=5)
+    assert refuses(host, 12345)
 
 
 @pytest.mark.usefixtures("installed")

@@ -1,13 +1,11 @@
 """Backups as an operator lives with them: made by cron's command, listed, damaged, restored."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from testbed.verify import Played, play
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -29,13 +27,8 @@ def sql(host):
 def playbook(host):
     """Run a playbook as the operator does, limited to the host under test."""
 
-    def run(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        inventory = PROJECT / ".cache/testbed/backup/hosts.yml"
-        limit = host.backend.get_hostname()
-        program = Path(sys.executable).with_name("ansible-playbook")
-        command = [program, PROJECT / "playbooks" / name, "-i", inventory, "--limit", limit, *arguments]
-        environment = {**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        return subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    def run(name: str, *arguments: str, **variables: str) -> Played:
+        return play(host, f"playbooks/{name}", *arguments, **variables)
 
     return run
 
@@ -203,10 +196,10 @@ def test_check_reads_the_repository(host):
 def test_playbooks_back_up_and_list(host, playbook):
     before = {s["short_id"] for s in snapshots(host)}
     result = playbook("backup.yml")
-    assert result.returncode == 0, result.stdout
-    (snapshot,) = re.findall(r"Snapshot ([0-9a-f]{8}):", result.stdout)
+    assert result.code == 0, result.output
+    (snapshot,) = re.findall(r"Snapshot ([0-9a-f]{8}):", result.output)
     assert snapshot not in before
-    assert snapshot in playbook("backups.yml").stdout
+    assert snapshot in playbook("backups.yml").output
 
 
 def test_restore_brings_rows_and_uploads_back(host, playbook, sql):
@@ -218,7 +211,7 @@ def test_restore_brings_rows_and_uploads_back(host, playbook, sql):
     host.check_output("echo encrypted > %s/report.txt", UPLOADS)
 
     result = playbook("restore.yml")
-    assert result.returncode == 0, result.stdout
+    assert result.code == 0, result.output
     assert sql("SELECT count(*) FROM conversations") == "10"
     assert sql("SELECT md5(string_agg(m::text, ',' ORDER BY id)) FROM messages m") == rows
     assert sql("SELECT to_regclass('ransom') IS NULL") == "t"
@@ -233,7 +226,7 @@ def test_restore_brings_rows_and_uploads_back(host, playbook, sql):
     assert sql("SELECT has_database_privilege('prometheus', 'chatbot', 'CONNECT')") == "f"
 
     # What was replaced is kept: as a database, as a directory, and as a snapshot.
-    (before,) = re.findall(r"dropdb (chatbot_before_\w+)", result.stdout)
+    (before,) = re.findall(r"dropdb (chatbot_before_\w+)", result.output)
     assert sql("SELECT datname FROM pg_database WHERE NOT datallowconn AND datname <> 'template0'") == before
     assert host.check_output("cat %s.before-*/late.txt", UPLOADS) == "late"
     assert snapshots(host, "--tag", "pre-restore")
@@ -245,11 +238,11 @@ def test_state_before_a_restore_can_be_restored(host, playbook, sql):
     """The undo: the snapshot that the restore itself has made, by its identifier, the database only."""
     host.check_output(cron_command(host))
     sql("INSERT INTO conversations VALUES (99, 'written after the backup')")
-    assert playbook("restore.yml", "-e", "what=database").returncode == 0
+    assert playbook("restore.yml", what="database").code == 0
     assert sql("SELECT count(*) FROM conversations WHERE id = 99") == "0"
     snapshot = snapshots(host, "--tag", "pre-restore", "--latest", "1")[-1]["short_id"]
-    result = playbook("restore.yml", "-e", f"at={snapshot}", "-e", "what=database")
-    assert result.returncode == 0, result.stdout
+    result = playbook("restore.yml", at=snapshot, what="database")
+    assert result.code == 0, result.output
     assert sql("SELECT count(*) FROM conversations WHERE id = 99") == "1"
     sql("DELETE FROM conversations WHERE id = 99")
     for name in sql("SELECT datname FROM pg_database WHERE datname LIKE 'chatbot\\_%'").split():
@@ -258,10 +251,10 @@ def test_state_before_a_restore_can_be_restored(host, playbook, sql):
 
 def test_unknown_snapshot_is_refused_with_the_list(host, playbook, sql):
     rows = sql("SELECT count(*) FROM messages")
-    result = playbook("restore.yml", "-e", "at=00000000")
-    assert result.returncode != 0
-    assert "There is no snapshot 00000000" in result.stdout
-    assert snapshots(host)[-1]["short_id"] in result.stdout
+    result = playbook("restore.yml", at="00000000")
+    assert result.code != 0
+    assert "There is no snapshot 00000000" in result.output
+    assert snapshots(host)[-1]["short_id"] in result.output
     assert sql("SELECT count(*) FROM messages") == rows
 
 
@@ -272,9 +265,9 @@ def test_failed_restore_leaves_everything_as_it_was(host, playbook, sql):
     sql("DROP TABLE foreign_table; DROP ROLE stranger; INSERT INTO conversations VALUES (77, 'keep me')")
     databases = sql("SELECT string_agg(datname, ',' ORDER BY datname) FROM pg_database")
     result = playbook("restore.yml")
-    assert result.returncode != 0
-    assert "the present database is untouched" in result.stdout
-    assert 'role "stranger" does not exist' in result.stdout
+    assert result.code != 0
+    assert "the present database is untouched" in result.output
+    assert 'role "stranger" does not exist' in result.output
     assert sql("SELECT count(*) FROM conversations WHERE id = 77") == "1"
     assert sql("SELECT string_agg(datname, ',' ORDER BY datname) FROM pg_database") == databases
     assert host.check_output("cat %s/report.txt", UPLOADS) == "an uploaded file"
@@ -287,6 +280,6 @@ def test_check_mode_says_whether_a_restore_could_be_done(host, playbook, sql):
     host.check_output(cron_command(host))
     before = snapshots(host)
     result = playbook("restore.yml", "--check")
-    assert result.returncode == 0, result.stdout
+    assert result.code == 0, result.output
     assert [s["id"] for s in snapshots(host)] == [s["id"] for s in before]
     assert sql("SELECT count(*) FROM pg_database WHERE datname LIKE 'chatbot%'") == "1"

@@ -2,11 +2,8 @@
 
 import contextlib
 import json
-import os
 import socket
 import ssl
-import subprocess
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -14,9 +11,9 @@ from pathlib import Path
 import pytest
 from testbed import helpers
 from testbed.docker import execute
+from testbed.verify import eventually, play
 
 HERE = Path(__file__).parent
-PROJECT = HERE.parents[2]
 # The role's first task: what nginx needs is there already.
 CERTBOT_ONLY = "--start-at-task=Domain and contact address can be used"
 
@@ -26,10 +23,10 @@ class Site:
 
     def __init__(self, host):
         variables = host.ansible.get_variables()
+        self.host = host
         self.name = variables["inventory_hostname"]
         self.address = variables["ansible_host"]
         self.domain = variables["chatbot_domain"]
-        self.inventory = Path(variables["testbed_directory"]) / "hosts.yml"
         self.live = f"/etc/letsencrypt/live/{self.domain}"
         self.tls = f"{variables['chatbot_tls_directory']}/{self.domain}"
 
@@ -54,33 +51,14 @@ class Site:
         except ssl.SSLCertVerificationError:
             return False
 
-    def converge(self, *options):
-        """Apply the roles to this host once more, as the operator would."""
-        command = ["ansible-playbook", "-i", str(self.inventory), "--limit", self.name, *options]
-        # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
-        with tempfile.TemporaryFile("w+") as output:
-            done = subprocess.run(
-                [*command, str(HERE.parent / "converge.yml")],
-                cwd=PROJECT,
-                env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-            output.seek(0)
-            return done.returncode, output.read()
+    def converge(self, *options, **variables):
+        """Apply the scenario's roles to this host once more, as the operator would."""
+        return play(self.host, HERE.parent / "converge.yml", *options, **variables)
 
 
 @pytest.fixture(scope="module")
 def site(host):
     return Site(host)
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not (result := condition()) and time.monotonic() < end:
-        time.sleep(0.2)
-    return result
 
 
 def test_browsers_trust_the_certificate(site):
@@ -116,9 +94,9 @@ def test_a_renewal_reaches_browsers_without_a_failed_request(host, site):
     asking = threading.Thread(target=keep_asking)
     asking.start()
     try:
-        wait_until(lambda: answers)
+        eventually(lambda: answers)
         host.check_output("certbot renew --force-renewal --no-random-sleep-on-renew --cert-name %s", site.domain)
-        renewed = wait_until(lambda: site.ask() != answers[0])
+        renewed = eventually(lambda: site.ask() != answers[0])
         time.sleep(1)
     finally:
         done.set()
@@ -142,7 +120,7 @@ def test_the_hook_refuses_a_pair_that_does_not_match(host, site):
     assert hook.rc != 0
     assert "do not belong together" in hook.stderr
     host.check_output("systemctl restart nginx")
-    assert wait_until(lambda: answers(site) == before)
+    assert eventually(lambda: answers(site) == before)
 
 
 def answers(site):
@@ -178,7 +156,7 @@ def test_a_refusal_of_the_authority_changes_nothing_and_a_second_run_heals(host,
 @pytest.mark.timeout(300)
 def test_a_name_without_address_leaves_the_placeholder_up_and_says_so(site):
     nowhere = f"nowhere.{site.domain}"
-    code, output = site.converge("-e", f"chatbot_domain={nowhere}")
+    code, output = site.converge(chatbot_domain=nowhere)
     assert code != 0
     assert "the name has no address in DNS" in output
     assert "Remedy: add an A record" in output

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import socket
-import time
 
 import pytest
+from testbed.verify import eventually
 
 ASK = """
 import json, sys, time, urllib.request
@@ -26,14 +26,6 @@ print(json.dumps(arrivals))
 def run(host, command, *arguments):
     """Run a command on the host, fail the test when it fails, return what it printed."""
     return host.check_output(command, *arguments).strip()
-
-
-def wait_until(condition, seconds=40):
-    """Poll until the condition holds; its last answer is the result."""
-    end = time.monotonic() + seconds
-    while not (result := condition()) and time.monotonic() < end:
-        time.sleep(1)
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -175,17 +167,17 @@ def test_killed_master_comes_back(host, container, ready, state):
     before = inspect(host, container)["State"]["StartedAt"]
     master, _ = gunicorn(host, container)
     run(host, "kill -9 %s", master)
-    assert wait_until(lambda: inspect(host, container)["State"]["StartedAt"] != before)
-    assert wait_until(lambda: ready() == state["release"])
+    assert eventually(lambda: inspect(host, container)["State"]["StartedAt"] != before)
+    assert eventually(lambda: ready() == state["release"])
 
 
 def test_killed_worker_is_replaced(host, container, ready, state):
     master, workers = gunicorn(host, container)
     run(host, "kill -9 %s", workers[0])
-    replaced = wait_until(lambda: len(set(gunicorn(host, container)[1]) - {workers[0]}) == len(workers))
+    replaced = eventually(lambda: len(set(gunicorn(host, container)[1]) - {workers[0]}) == len(workers))
     assert replaced
     assert gunicorn(host, container)[0] == master
-    assert wait_until(lambda: ready() == state["release"])
+    assert eventually(lambda: ready() == state["release"])
 
 
 @pytest.mark.parametrize("service", ["postgresql", "valkey"])
@@ -194,12 +186,12 @@ def test_restarted_server_is_found_again(host, container, ready, service, state)
     before = inspect(host, container)["State"]["StartedAt"]
     units = {"postgresql": "'postgresql@*'", "valkey": "'valkey*' 'redis*'"}[service]
     run(host, f"systemctl restart $(systemctl list-units --state=running --plain --no-legend {units} | cut -d' ' -f1)")
-    assert wait_until(lambda: ready() == state["release"])
+    assert eventually(lambda: ready() == state["release"])
     assert inspect(host, container)["State"]["StartedAt"] == before
 
 
 def test_engine_restart_does_not_stop_it(host, container, ready, state):
     before = inspect(host, container)["State"]["StartedAt"]
     run(host, "systemctl restart docker")
-    assert wait_until(lambda: ready() == state["release"])
+    assert eventually(lambda: ready() == state["release"])
     assert inspect(host, container)["State"]["StartedAt"] == before

@@ -3,9 +3,9 @@
 import contextlib
 import json
 import socket
-import time
 
 import pytest
+from testbed.verify import eventually
 
 IMAGE = "debian:trixie-slim"
 ANSWER = (
@@ -18,14 +18,6 @@ ANSWER = (
 def run(host, command, *arguments):
     """Run a command on the host, fail the test when it fails, return what it printed."""
     return host.check_output(command, *arguments).strip()
-
-
-def wait_until(condition, seconds=30):
-    """Poll until the condition holds; its last answer is the result."""
-    end = time.monotonic() + seconds
-    while not (result := condition()) and time.monotonic() < end:
-        time.sleep(0.5)
-    return result
 
 
 def reachable(address, port):
@@ -84,7 +76,7 @@ def test_published_port_is_open_to_the_host_alone(host, container, network):
         "perl -MIO::Socket::INET -e 'my $s = IO::Socket::INET->new(q(127.0.0.1:18000)) or exit 1;"
         " print $s qq(GET / HTTP/1.0\\r\\n\\r\\n); print <$s>'"
     )
-    assert wait_until(lambda: "hello" in host.run(fetch).stdout), "the host itself does not reach the port"
+    assert eventually(lambda: "hello" in host.run(fetch).stdout), "the host itself does not reach the port"
     assert not reachable(settings(host)["ansible_host"], 18000)
 
 
@@ -115,7 +107,7 @@ def test_logs_rotate(host, container):
         "i=0; while [ $i -lt 1200 ]; do head -c 6000 /dev/urandom | base64 -w0; echo; i=$((i+1)); done; echo the-end"
     )
     name = container(IMAGE, "bash", "-c", script)
-    assert wait_until(lambda: state(host, name)["Status"] == "exited", 90)
+    assert eventually(lambda: state(host, name)["Status"] == "exited", 90)
     size = int(run(host, "du --summarize --bytes /var/lib/docker/containers/%s", name).split()[0])
     assert size < 2.5 * 1024 * 1024
     assert "the-end" in run(host, "docker logs --tail 1 %s", name)
@@ -126,8 +118,8 @@ def test_containers_outlive_the_engine(host, container, event):
     name = container(IMAGE, "sleep", "600")
     before = state(host, name)
     host.run_expect([0], event)
-    assert wait_until(lambda: host.run("docker info").rc == 0), "the engine did not come back"
-    assert wait_until(lambda: state(host, name)["Running"])
+    assert eventually(lambda: host.run("docker info").rc == 0), "the engine did not come back"
+    assert eventually(lambda: state(host, name)["Running"])
     after = state(host, name)
     assert (after["Pid"], after["StartedAt"]) == (before["Pid"], before["StartedAt"])
     run(host, "docker exec %s true", name)

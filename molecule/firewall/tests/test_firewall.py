@@ -6,17 +6,15 @@ application.
 
 from __future__ import annotations
 
-import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testbed.docker import execute
+from testbed.verify import eventually, play
 
 SCENARIO = Path(__file__).resolve().parent.parent
 RULES = "/etc/nftables.d/chatbot.nft"
@@ -83,7 +81,9 @@ def namespace_answers(host: Any, port: int) -> bool:
 
 def own_rules(host: Any) -> str:
     """Return the loaded rules without counters and learned addresses."""
-    chains = [f"nft --stateless list chain inet chatbot_firewall {chain}" for chain in ("ssh", "input")]
+    chains = [
+        f"nft --stateless list chain inet chatbot_firewall {chain}" for chain in ("ssh", "input", "to_containers")
+    ]
     return host.check_output(" && ".join(chains))
 
 
@@ -156,6 +156,32 @@ def test_a_flood_of_ssh_connections_is_cut(host: Any) -> None:
     assert wait_for_banner(host, 30)
 
 
+@pytest.mark.usefixtures("container")
+def test_a_neighbour_reaches_published_ports_but_no_container_by_its_address(host: Any) -> None:
+    """The neighbour sends packets for the containers' network through this host, as any machine beside it can."""
+    name = host.ansible.get_variables()["inventory_hostname"]
+    neighbour = {"debian13": "firewall-debian12", "debian12": "firewall-debian13"}[name]
+    connect = "python3 -c 'import socket; socket.create_connection((\"{}\", 8000), timeout=2)' && echo in || echo out"
+    publish = (
+        "add table ip published; add chain ip published c { type nat hook prerouting priority dstnat; };"
+        " add rule ip published c tcp dport 8000 dnat to 172.30.10.2"
+    )
+    host.check_output("sysctl -qw net.ipv4.ip_forward=1 && ip -n app route add default via %s", GATEWAY)
+    host.check_output("systemd-run --quiet --collect --unit=test-app ip netns exec app python3 -m http.server 8000")
+    execute(neighbour, f"ip route replace 172.30.10.0/24 via {address(host)}")
+    try:
+        eventually(lambda: host.run("ip netns exec app ss -Hltn sport = :8000 | grep -q .").succeeded)
+        assert execute(neighbour, connect.format("172.30.10.2")) == "out"
+        host.check_output("nft %s", publish)
+        assert execute(neighbour, connect.format(address(host))) == "in"
+        host.check_output("nft delete table inet chatbot_firewall")
+        assert execute(neighbour, connect.format("172.30.10.2")) == "in", "without the rule it would have worked"
+    finally:
+        execute(neighbour, "ip route del 172.30.10.0/24")
+        host.run("nft delete table ip published; systemctl stop test-app; ip -n app route del default")
+        host.check_output("systemctl restart chatbot-firewall.service")
+
+
 def test_foreign_tables_and_name_resolution_survive(host: Any) -> None:
     foreign = "nft list table inet foreign"
     host.check_output("nft 'add table inet foreign; add chain inet foreign c; add rule inet foreign c counter'")
@@ -199,20 +225,9 @@ def test_broken_rules_change_nothing(host: Any) -> None:
 
 def test_ansible_that_locks_itself_out_fails_and_gets_back_in(host: Any) -> None:
     """The role with an SSH source that this machine is not: the run must fail, and the host must open again."""
-    variables = host.ansible.get_variables()
     before = own_rules(host)
-    run = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            "--inventory", f"{variables['testbed_directory']}/hosts.yml",
-            "--limit", variables["inventory_hostname"],
-            "--extra-vars", json.dumps({"firewall_ssh_sources": ["192.0.2.0/24"]}),
-            str(SCENARIO / "converge.yml"),
-        ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-        cwd=SCENARIO.parent.parent, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-    )  # fmt: skip
-    assert run.returncode != 0
-    assert "the host has taken the old ones back" in " ".join(run.stdout.split()), run.stdout[-3000:]
+    played = play(host, SCENARIO / "converge.yml", firewall_ssh_sources=["192.0.2.0/24"])
+    assert played.code != 0
+    assert "the host has taken the old ones back" in played.words, played.output[-3000:]
     assert answers(host, 22)
     assert own_rules(host) == before

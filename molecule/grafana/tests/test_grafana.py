@@ -5,23 +5,26 @@ Skipped, with the reason, where Grafana's package repository is out of reach.
 
 import json
 import shlex
-import socket
 
 import pytest
+from testbed.verify import assert_untouched, refuses, skip_unless_installed
+
+PROGRAM = "/usr/share/grafana/bin/grafana"
 
 
 @pytest.fixture
 def installed(host):
-    """Skip what needs the program, where the role could not install it."""
-    if not host.file("/usr/share/grafana/bin/grafana").exists:
-        pytest.skip("Grafana's package repository cannot be reached from the test host, so Grafana is not installed")
+    skip_unless_installed(host, PROGRAM)
 
 
 def test_without_the_repository_nothing_is_changed(host):
-    if host.file("/usr/share/grafana/bin/grafana").exists:
-        pytest.skip("Grafana's package repository can be reached: Grafana is installed")
-    for path in ("/etc/apt/sources.list.d/grafana.sources", "/etc/apt/preferences.d/grafana-version", "/etc/grafana"):
-        assert not host.file(path).exists, path
+    assert_untouched(
+        host,
+        PROGRAM,
+        "/etc/apt/sources.list.d/grafana.sources",
+        "/etc/apt/preferences.d/grafana-version",
+        "/etc/grafana",
+    )
 
 
 def api(host, path: str, password: str | None) -> tuple[int, str]:
@@ -47,9 +50,7 @@ except urllib.error.HTTPError as error:
 
 @pytest.mark.usefixtures("installed")
 def test_other_hosts_are_refused(host):
-    address = host.ansible.get_variables()["ansible_host"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, 3000), timeout=5)
+    assert refuses(host, 3000)
 
 
 @pytest.mark.usefixtures("installed")

@@ -3,48 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-INVENTORY = REPOSITORY / ".cache/testbed/health/hosts.yml"
+from testbed.verify import play
 
 
 @pytest.fixture
 def look(host):
     """Return a function that runs the playbook on the host: exit code, lines by subject, output."""
-    name = host.ansible.get_variables()["inventory_hostname"]
 
     def run(*arguments, **variables):
-        result = subprocess.run(
-            [
-                "ansible-playbook",
-                "playbooks/health.yml",
-                "-i",
-                INVENTORY,
-                "--limit",
-                name,
-                *arguments,
-                "-e",
-                json.dumps(variables),
-            ],
-            cwd=REPOSITORY,
-            env=os.environ | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        found = re.findall(r"^ +(OK|WARN|FAIL) +(\S+(?: /\S*)?) +(.*)$", result.stdout, re.MULTILINE)
+        code, output = play(host, "playbooks/health.yml", *arguments, **variables)
+        found = re.findall(r"^ +(OK|WARN|FAIL) +(\S+(?: /\S*)?) +(.*)$", output, re.MULTILINE)
         lines = {what: (verdict, detail) for verdict, what, detail in found}
-        assert lines, result.stdout + result.stderr
-        return result.returncode, lines, result.stdout
+        assert lines, output
+        return code, lines, output
 
     return run
 

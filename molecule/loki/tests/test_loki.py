@@ -5,38 +5,35 @@ Skipped, with the reason, where Grafana's package repository is out of reach.
 
 import json
 import shlex
-import socket
 import time
 import urllib.parse
 
 import pytest
+from testbed.verify import assert_untouched, refuses, skip_unless_installed
+
+PROGRAM = "/usr/bin/loki"
 
 
 @pytest.fixture
 def installed(host):
-    """Skip what needs the program, where the role could not install it."""
-    if not host.file("/usr/bin/loki").exists:
-        pytest.skip("Grafana's package repository cannot be reached from the test host, so Loki is not installed")
+    skip_unless_installed(host, PROGRAM)
 
 
 def test_without_the_repository_nothing_is_changed(host):
-    if host.file("/usr/bin/loki").exists:
-        pytest.skip("Grafana's package repository can be reached: Loki is installed")
-    for path in (
+    assert_untouched(
+        host,
+        PROGRAM,
         "/etc/apt/sources.list.d/grafana.sources",
         "/etc/apt/preferences.d/loki",
         "/etc/systemd/system/loki.service.d",
         "/etc/loki",
-    ):
-        assert not host.file(path).exists, path
+    )
 
 
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("port", [3100, 9095])
 def test_other_hosts_are_refused(host, port):
-    address = host.ansible.get_variables()["ansible_host"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, port), timeout=5)
+    assert refuses(host, port)
 
 
 @pytest.mark.usefixtures("installed")

@@ -4,7 +4,6 @@ import base64
 import contextlib
 import itertools
 import json
-import os
 import socket
 import ssl
 import subprocess
@@ -14,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from testbed.verify import eventually, play
 
 HERE = Path(__file__).parent
-PROJECT = HERE.parents[2]
 UPSTREAM = (HERE / "upstream.py").read_text()
 EVENTS = 10
 
@@ -31,7 +30,6 @@ class Site:
         self.address = variables["ansible_host"]
         self.domain = variables["chatbot_domain"]
         self.login = f"{variables['chatbot_access_user']}:{variables['chatbot_access_password']}"
-        self.inventory = Path(variables["testbed_directory"]) / "hosts.yml"
 
     def curl(self, path, *options, scheme="https", login=True, domain=None):
         """Return the arguments of a curl call."""
@@ -68,28 +66,9 @@ class Site:
         done = subprocess.run(self.curl("/api/v1/health", "-f", login=False), capture_output=True, check=False)
         return done.returncode == 0
 
-    def converge(self, *options):
-        """Apply the role to this host once more, as the operator would."""
-        command = ["ansible-playbook", "-i", str(self.inventory), "--limit", self.name, *options]
-        # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
-        with tempfile.TemporaryFile("w+") as output:
-            done = subprocess.run(
-                [*command, str(HERE.parent / "converge.yml")],
-                cwd=PROJECT,
-                env=os.environ | {"ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-            output.seek(0)
-            return done.returncode, output.read()
-
-
-def wait_until(condition, seconds=20):
-    end = time.monotonic() + seconds
-    while not (result := condition()) and time.monotonic() < end:
-        time.sleep(0.2)
-    return result
+    def converge(self, *options, **variables):
+        """Apply the scenario's roles to this host once more, as the operator would."""
+        return play(self.host, HERE.parent / "converge.yml", *options, **variables)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +84,7 @@ def upstream(host):
     for port in (8101, 3000):
         host.run(f"systemctl reset-failed upstream-{port}; systemctl stop upstream-{port}")
         host.check_output(f"systemd-run --unit=upstream-{port} /usr/bin/python3 /run/upstream.py {port}")
-    assert wait_until(lambda: host.run("ss -Hltn 'sport = :8101' | grep -q .").rc == 0)
+    assert eventually(lambda: host.run("ss -Hltn 'sport = :8101' | grep -q .").rc == 0)
     yield
     host.run("systemctl stop upstream-8101 upstream-3000")
 
@@ -310,7 +289,7 @@ def test_a_chat_that_is_down_is_said_calmly(host, site):
         assert (status, headers["retry-after"], problem["title"]) == (502, "5", "Bad Gateway")
     finally:
         host.check_output("systemd-run --unit=upstream-8101 /usr/bin/python3 /run/upstream.py 8101")
-    assert wait_until(site.alive)
+    assert eventually(site.alive)
 
 
 @pytest.mark.parametrize("victim", ["the master", "everything"])
@@ -320,9 +299,9 @@ def test_nginx_comes_back_after_kill_9(host, site, victim):
         host.check_output("kill -9 %s", before)
     else:
         host.check_output("systemctl kill --signal=KILL nginx")
-    assert wait_until(lambda: host.check_output("systemctl show --property=MainPID --value nginx") not in {before, "0"})
-    assert wait_until(site.alive)
-    assert wait_until(lambda: host.service("nginx").is_running)
+    assert eventually(lambda: host.check_output("systemctl show --property=MainPID --value nginx") not in {before, "0"})
+    assert eventually(site.alive)
+    assert eventually(lambda: host.service("nginx").is_running)
 
 
 def test_a_wrong_upstream_file_does_not_stop_the_site(host, site):
@@ -338,13 +317,13 @@ def test_a_wrong_upstream_file_does_not_stop_the_site(host, site):
 
 @pytest.mark.timeout(300)
 def test_a_wrong_variable_is_refused_and_the_old_site_serves_on(host, site):
-    code, output = site.converge("-e", '{"nginx_client_max_body_size": "25 megabytes"}')
+    code, output = site.converge(nginx_client_max_body_size="25 megabytes")
     assert code != 0
     assert "nothing was replaced and the old one still serves" in output
     assert "client_max_body_size" in output
     assert site.alive()
     host.check_output("systemctl restart nginx")
-    assert wait_until(site.alive), "the refused configuration would have been read after a reboot"
+    assert eventually(site.alive), "the refused configuration would have been read after a reboot"
 
 
 @pytest.mark.timeout(300)
@@ -352,7 +331,7 @@ def test_a_foreign_program_on_port_80_stops_the_run_before_anything_changes(host
     host.check_output("systemctl stop nginx")
     host.check_output("systemd-run --unit=squatter /usr/bin/python3 -m http.server 80")
     try:
-        assert wait_until(lambda: host.run("ss -Hltn 'sport = :80' | grep -q .").rc == 0)
+        assert eventually(lambda: host.run("ss -Hltn 'sport = :80' | grep -q .").rc == 0)
         code, output = site.converge()
     finally:
         host.run("systemctl stop squatter")
@@ -361,4 +340,4 @@ def test_a_foreign_program_on_port_80_stops_the_run_before_anything_changes(host
     assert "already taken by another program" in output
     assert "python3" in output
     assert "changed=0" in output
-    assert wait_until(site.alive)
+    assert eventually(site.alive)

@@ -1,10 +1,8 @@
 """The exporter tells what the host does, to loopback only, and comes back when it is killed."""
 
 import re
-import socket
-import time
 
-import pytest
+from testbed.verify import eventually, refuses
 
 
 def metrics(host) -> str:
@@ -13,21 +11,8 @@ def metrics(host) -> str:
     )
 
 
-def eventually(check, seconds: float = 30):
-    """Return the first true answer of check(); fail with its last one after the given seconds."""
-    end = time.monotonic() + seconds
-    while True:
-        answer = check()
-        if answer or time.monotonic() > end:
-            assert answer
-            return answer
-        time.sleep(0.5)
-
-
 def test_other_hosts_are_refused(host):
-    address = host.ansible.get_variables()["ansible_host"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, 9100), timeout=5)
+    assert refuses(host, 9100)
 
 
 def test_metrics_of_the_host(host):

@@ -5,6 +5,7 @@ import socket
 import time
 
 import pytest
+from testbed.verify import eventually
 
 RUN_AS = {
     "nobody": "setpriv --reuid=nobody --regid=nogroup --clear-groups",
@@ -40,13 +41,6 @@ def as_admin(host):
         return host.check_output("cd / && runuser -u postgres -- psql -XAt -d %s -c %s", database, sql)
 
     return run
-
-
-def wait_for(condition, timeout: float = 30):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.3)
 
 
 def metrics(host) -> str:
@@ -97,7 +91,7 @@ def test_no_port_is_open(host):
 
 
 def test_exporter_reports_the_database(host):
-    wait_for(lambda: "\npg_up 1" in metrics(host))
+    eventually(lambda: "\npg_up 1" in metrics(host))
     assert re.search(r'^pg_database_size_bytes{datname="chatbot".*} \d', metrics(host), re.MULTILINE)
 
 
@@ -130,17 +124,17 @@ def test_killed_postmaster_comes_back(host, as_app):
     pid = host.check_output("head -1 /var/lib/postgresql/*/main/postmaster.pid")
     directory = host.check_output("stat -c %i /run/postgresql")
     host.check_output("kill -9 %s", pid)
-    wait_for(lambda: as_app("SELECT 1").stdout.strip() == "1")
+    eventually(lambda: as_app("SELECT 1").stdout.strip() == "1")
     assert host.check_output("head -1 /var/lib/postgresql/*/main/postmaster.pid") != pid
     # The directory is mounted into the application's container: a new one would cut the application off.
     assert host.check_output("stat -c %i /run/postgresql") == directory
-    wait_for(lambda: "\npg_up 1" in metrics(host))
+    eventually(lambda: "\npg_up 1" in metrics(host))
 
 
 def test_killed_exporter_comes_back(host):
     pid = host.check_output("systemctl show -P MainPID prometheus-postgres-exporter")
     host.check_output("kill -9 %s", pid)
-    wait_for(lambda: host.socket("tcp://127.0.0.1:9187").is_listening)
+    eventually(lambda: host.socket("tcp://127.0.0.1:9187").is_listening)
 
 
 def test_administrators_stop_is_respected(host, as_app):

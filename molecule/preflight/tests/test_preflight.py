@@ -2,40 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-from pathlib import Path
-
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-INVENTORY = REPOSITORY / ".cache/testbed/preflight/hosts.yml"
+from testbed.verify import play
 
 
-def site(limit, *arguments, **variables):
+def site(host, *arguments, **variables):
     """Run site.yml as an operator would; return its exit code and everything it printed, in one line."""
-    result = subprocess.run(
-        [
-            "ansible-playbook",
-            "playbooks/site.yml",
-            "-i",
-            INVENTORY,
-            "--limit",
-            limit,
-            *arguments,
-            "-e",
-            json.dumps(variables),
-        ],
-        cwd=REPOSITORY,
-        env=os.environ | {"ANSIBLE_FORCE_COLOR": "0", "ANSIBLE_NOCOLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return result.returncode, " ".join((result.stdout + result.stderr).split())
+    played = play(host, "playbooks/site.yml", *arguments, **variables)
+    return played.code, played.words
 
 
 @pytest.fixture
@@ -78,8 +52,8 @@ def port_taken(host):
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_missing_domain(name):
-    code, output = site(name, chatbot_domain="")
+def test_missing_domain(host, name):
+    code, output = site(host, chatbot_domain="")
     assert code != 0
     assert f"{name} is not ready; nothing was changed. 1 problem:" in output
     assert "chatbot_domain has no value." in output
@@ -87,9 +61,9 @@ def test_missing_domain(name):
 
 
 @pytest.mark.usefixtures("unchanged", "old_system", "port_taken")
-def test_everything_wrong_is_named_in_one_run(host, name):
+def test_everything_wrong_is_named_in_one_run(host):
     code, output = site(
-        name,
+        host,
         chatbot_domain="https://chat.example.org/",
         chatbot_environment="staging",
         chatbot_secret_key="CHANGE_ME",
@@ -108,7 +82,7 @@ def test_everything_wrong_is_named_in_one_run(host, name):
         "chatbot_admin_authorized_keys holds no OpenSSH public key",
         "chatbot_network_name is now called chatbot_bridge_name",
         "chatbot_secret_key is a placeholder",
-        "chatbot_valkey_password has fewer than 12 characters",
+        "chatbot_valkey_password has fewer than 16 characters",
         "chatbot_backup_password has no value",
         "This host runs Debian 11",
         "/mnt/small has 64 MB free, 2048 MB are needed",
@@ -126,15 +100,15 @@ def test_everything_wrong_is_named_in_one_run(host, name):
 
 
 @pytest.mark.usefixtures("unchanged")
-def test_check_mode_finds_the_same(name):
-    code, output = site(name, "--check", "--diff", chatbot_secret_key="CHANGE_ME")
+def test_check_mode_finds_the_same(host):
+    code, output = site(host, "--check", "--diff", chatbot_secret_key="CHANGE_ME")
     assert code != 0
     assert "chatbot_secret_key is a placeholder" in output
 
 
-def test_production_needs_a_domain_in_dns(name):
+def test_production_needs_a_domain_in_dns(host):
     code, output = site(
-        name,
+        host,
         chatbot_environment="production",
         chatbot_domain="chat.nobody.invalid",
         chatbot_contact_email="admin@nobody.invalid",
@@ -145,14 +119,14 @@ def test_production_needs_a_domain_in_dns(name):
 
 def test_production_needs_a_domain_that_leads_here(host, name):
     other = {"debian13": "debian12", "debian12": "debian13"}[name]
-    code, output = site(name, chatbot_environment="production", chatbot_domain=f"{other}.preflight.example.test")
+    code, output = site(host, chatbot_environment="production", chatbot_domain=f"{other}.preflight.example.test")
     assert code != 0
     assert f"{other}.preflight.example.test leads to" in output
     assert f"this host is {host.ansible.get_variables()['ansible_host']}" in output
 
 
-def test_unreachable_host_is_one_clear_error():
-    code, output = site("debian13", ansible_host="127.0.0.1", ansible_port=9)
+def test_unreachable_host_is_one_clear_error(host):
+    code, output = site(host, ansible_host="127.0.0.1", ansible_port=9)
     assert code != 0
     assert "127.0.0.1" in output
     assert "preflight :" not in output, "nothing else is tried"

@@ -8,12 +8,11 @@ import json
 import pathlib
 import re
 import shlex
-import socket
-import time
 import urllib.parse
 
 import pytest
 import yaml
+from testbed.verify import eventually, refuses
 
 ROOT = pathlib.Path(__file__).parents[3]
 RULES = sorted((ROOT / "roles/prometheus/files/rules").glob("*.yml"))
@@ -32,17 +31,6 @@ EXPORTED = {
     "pg_stat_activity_count",
     "pg_settings_max_connections",
 }
-
-
-def eventually(check, seconds: float = 60):
-    """Return the first true answer of check(); fail with its last one after the given seconds."""
-    end = time.monotonic() + seconds
-    while True:
-        answer = check()
-        if answer or time.monotonic() > end:
-            assert answer
-            return answer
-        time.sleep(1)
 
 
 def get(host, path: str, **parameters: str):
@@ -76,9 +64,7 @@ def expressions() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("port", [9090, 9093, 9094, 9100])
 def test_other_hosts_are_refused(host, port):
-    address = host.ansible.get_variables()["ansible_host"]
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection((address, port), timeout=5)
+    assert refuses(host, port)
 
 
 # --- What it collects ------------------------------------------------------------------------------------------------
@@ -86,7 +72,7 @@ def test_other_hosts_are_refused(host, port):
 
 @pytest.mark.parametrize("job", ["prometheus", "node", "alertmanager"])
 def test_target_is_up(host, job):
-    eventually(lambda: [value for _, value in query(host, f'up{{job="{job}"}}')] == [1])
+    eventually(lambda: [value for _, value in query(host, f'up{{job="{job}"}}')] == [1], 60)
 
 
 def test_both_colours_nginx_and_postgresql_are_asked(host):

@@ -1,16 +1,11 @@
 """What the tests of the whole site share: a client that comes from outside, and a way to run playbooks."""
 
-import os
-import subprocess
 import time
-from pathlib import Path
 
 import pytest
 from testbed import helpers
 from testbed.chat import ChatClient, ChatError
-
-REPOSITORY = Path(__file__).resolve().parents[3]
-INVENTORY = REPOSITORY / ".cache/testbed/site/hosts.yml"
+from testbed.verify import play
 
 
 @pytest.fixture(scope="session")
@@ -40,17 +35,11 @@ def chat(variables, authority):
 
 
 @pytest.fixture
-def playbook(variables):
+def playbook(host):
     """Run a playbook against the host under test; return (exit code, output)."""
-    inventory_name = variables["inventory_hostname"]
 
-    def run(path, *arguments):
-        command = ["ansible-playbook", f"playbooks/{path}", "-i", str(INVENTORY), "--limit", inventory_name, *arguments]
-        environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
+    def run(name, *arguments):
+        return play(host, f"playbooks/{name}", *arguments)
 
     return run
 

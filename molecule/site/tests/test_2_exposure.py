@@ -37,9 +37,9 @@ def test_nothing_but_these_listens_on_all_addresses(host):
 
 
 def test_http_leads_to_https(variables):
-    connection = http.client.HTTPConnection(variables["ansible_host"], timeout=10)
-    connection.request("GET", "/", headers={"Host": variables["chatbot_domain"]})
-    response = connection.getresponse()
+    with contextlib.closing(http.client.HTTPConnection(variables["ansible_host"], timeout=10)) as connection:
+        connection.request("GET", "/", headers={"Host": variables["chatbot_domain"]})
+        response = connection.getresponse()
     assert response.status == 301
     assert response.getheader("Location") == f"https://{variables['chatbot_domain']}/"
 

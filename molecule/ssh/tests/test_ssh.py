@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from testbed.verify import play
 
 SCENARIO = Path(__file__).resolve().parent.parent
 REPOSITORY = SCENARIO.parent.parent
@@ -28,23 +26,6 @@ def ssh(host: Any, user: str, *options: str, command: str = "true") -> subproces
         ],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-
-
-def play(host: Any, playbook: Path, **extra: Any) -> tuple[int, str]:
-    """Run a playbook against the host; return its exit code and its output on one line."""
-    variables = host.ansible.get_variables()
-    run = subprocess.run(
-        [
-            str(Path(sys.executable).parent / "ansible-playbook"),
-            "--inventory", f"{variables['testbed_directory']}/hosts.yml",
-            "--limit", variables["inventory_hostname"],
-            "--extra-vars", json.dumps(extra),
-            str(playbook),
-        ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=False,
-        cwd=REPOSITORY, env=os.environ | {"ANSIBLE_NOCOLOR": "1"},
-    )  # fmt: skip
-    return run.returncode, " ".join((run.stdout + run.stderr).split())
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +88,11 @@ def test_a_stronger_file_is_found_and_nothing_changes(root: Any) -> None:
     """A file that sshd reads first opens password logins: the run fails, the drop-in is the old one, login goes on."""
     before = root.check_output(f"cat {DROP_IN}")
     root.check_output("echo 'PasswordAuthentication yes' > /etc/ssh/sshd_config.d/0-other.conf")
-    code, output = play(root, SCENARIO / "converge.yml", ssh_max_auth_tries=5)
+    played = play(root, SCENARIO / "converge.yml", ssh_max_auth_tries=5)
     root.check_output("rm /etc/ssh/sshd_config.d/0-other.conf")
-    assert code != 0
-    assert "The SSH configuration was put back" in output
-    assert "passwordauthentication no" in output
+    assert played.code != 0
+    assert "The SSH configuration was put back" in played.words
+    assert "passwordauthentication no" in played.words
     assert root.check_output(f"cat {DROP_IN}; ls {DROP_IN}*").strip() == f"{before}\n{DROP_IN}".strip()
     assert ssh(root, "deploy").returncode == 0
 
@@ -119,26 +100,26 @@ def test_a_stronger_file_is_found_and_nothing_changes(root: Any) -> None:
 def test_a_login_that_fails_after_the_change_brings_the_old_configuration_back(root: Any) -> None:
     """AllowUsers without the administrator passes every check of sshd: only the login afterwards shows it."""
     before = root.check_output(f"cat {DROP_IN}")
-    code, output = play(root, SCENARIO / "converge.yml", ssh_allow_users=["stranger"])
-    assert code != 0
-    assert "The SSH configuration was put back" in output
+    played = play(root, SCENARIO / "converge.yml", ssh_allow_users=["stranger"])
+    assert played.code != 0
+    assert "The SSH configuration was put back" in played.words
     assert root.check_output(f"cat {DROP_IN}") == before
     assert ssh(root, "deploy").returncode == 0
 
 
 def test_nothing_changes_before_the_administrator_can_log_in(root: Any) -> None:
     before = root.check_output(f"cat {DROP_IN}")
-    code, output = play(root, SCENARIO / "converge.yml", ssh_admin_user="stranger", ssh_max_auth_tries=5)
-    assert code != 0
-    assert "stranger cannot log in" in output
-    assert "so nothing was changed" in output
+    played = play(root, SCENARIO / "converge.yml", ssh_admin_user="stranger", ssh_max_auth_tries=5)
+    assert played.code != 0
+    assert "stranger cannot log in" in played.words
+    assert "so nothing was changed" in played.words
     assert root.check_output(f"cat {DROP_IN}") == before
 
 
 def test_moving_the_port_at_once_is_refused(host: Any) -> None:
-    code, output = play(host, SCENARIO / "converge.yml", ssh_ports=[2222])
-    assert code != 0
-    assert "Move in two steps" in output
+    played = play(host, SCENARIO / "converge.yml", ssh_ports=[2222])
+    assert played.code != 0
+    assert "Move in two steps" in played.words
 
 
 @pytest.mark.parametrize(
@@ -154,7 +135,7 @@ def test_moving_the_port_at_once_is_refused(host: Any) -> None:
     ],
 )
 def test_a_host_that_cannot_be_reached_is_explained(host: Any, extra: dict[str, Any], cause: str, remedy: str) -> None:
-    code, output = play(host, REPOSITORY / "playbooks/connect.yml", **extra)
-    assert code != 0
-    assert cause in output
-    assert remedy in output
+    played = play(host, REPOSITORY / "playbooks/connect.yml", **extra)
+    assert played.code != 0
+    assert cause in played.words
+    assert remedy in played.words

@@ -4,6 +4,7 @@ import socket
 import time
 
 import pytest
+from testbed.verify import eventually
 
 SOCKET = "/run/valkey/valkey.sock"
 
@@ -24,13 +25,6 @@ def cli(host):
         )
 
     return run
-
-
-def wait_for(condition, timeout: float = 20):
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not become true in time"
-        time.sleep(0.2)
 
 
 def test_application_can_do_its_work(cli):
@@ -85,7 +79,7 @@ def test_killed_valkey_comes_back_with_its_keys(host, cli):
     pid = host.check_output("systemctl show -P MainPID valkey-server")
     directory = host.check_output("stat -c %i /run/valkey")
     host.check_output("kill -9 %s", pid)
-    wait_for(lambda: cli("PING").stdout.strip() == "PONG")
+    eventually(lambda: cli("PING").stdout.strip() == "PONG")
     assert host.check_output("systemctl show -P MainPID valkey-server") != pid
     assert "Hello" in cli("XRANGE", "survivor", "-", "+").stdout
     assert host.check_output("stat -c %i /run/valkey") == directory

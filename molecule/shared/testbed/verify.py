@@ -1,0 +1,102 @@
+"""What the tests of several scenarios share: waiting, running a playbook as the operator does, ports that stay shut."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+class Played(NamedTuple):
+    """How a playbook ended: its exit code and everything that it printed."""
+
+    code: int
+    output: str
+
+    @property
+    def words(self) -> str:
+        """The output on one line, for messages that Ansible wraps where it likes."""
+        return " ".join(self.output.split())
+
+
+def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> Played:
+    """Run a playbook against the host under test, from the control node and over SSH.
+
+    Args:
+        host: testinfra's host.
+        playbook: path, absolute or from the repository's root.
+        arguments: further arguments of ansible-playbook.
+        variables: extra variables, of any type that JSON has.
+    """
+    known = host.ansible.get_variables()
+    command = [
+        str(Path(sys.executable).with_name("ansible-playbook")),
+        f"--inventory={known['testbed_directory']}/hosts.yml",
+        f"--limit={known['inventory_hostname']}",
+        f"--extra-vars={json.dumps(variables)}",
+        *arguments,
+        str(REPOSITORY / playbook),
+    ]
+    environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    environment.pop("ANSIBLE_FORCE_COLOR", None)
+    # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
+    with tempfile.TemporaryFile("w+") as output:
+        done = subprocess.run(
+            command,
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+            check=False,
+        )
+        output.seek(0)
+        return Played(done.returncode, output.read())
+
+
+def eventually[Answer](condition: Callable[[], Answer], seconds: float = 30) -> Answer:
+    """Return the first true answer of a condition.
+
+    Raises:
+        AssertionError: when there is none within the given seconds; the last answer is in the message.
+    """
+    end = time.monotonic() + seconds
+    while not (answer := condition()):
+        assert time.monotonic() < end, f"after {seconds} s still: {answer!r}"
+        time.sleep(0.5)
+    return answer
+
+
+def refuses(host: Any, port: int) -> bool:
+    """Tell whether the host refuses connections to a TCP port that come from another machine."""
+    try:
+        with socket.create_connection((host.ansible.get_variables()["ansible_host"], port), timeout=5):
+            return False
+    except ConnectionRefusedError:
+        return True
+
+
+def skip_unless_installed(host: Any, program: str) -> None:
+    """Skip a test of a program from Grafana's package repository on hosts that could not fetch it."""
+    if not host.file(program).exists:
+        pytest.skip(f"Grafana's package repository cannot be reached from the test host, so it has no {program}")
+
+
+def assert_untouched(host: Any, program: str, *paths: str) -> None:
+    """Skip where the program is installed; elsewhere nothing of its role may be on the host."""
+    if host.file(program).exists:
+        pytest.skip(f"Grafana's package repository can be reached: {program} is installed")
+    for path in paths:
+        assert not host.file(path).exists, path
