@@ -38,6 +38,9 @@ class ChatClient:
         arrivals: when each piece of the last answer arrived, in seconds after the question was sent.
         total_seconds: when the last answer was complete, in seconds after the question was sent.
         usage: what the `done` event said of the last answer.
+        conversation: path of the last conversation.
+        message: path of the last answer.
+        last_event_id: identifier of the last event that arrived.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class ChatClient:
         self.arrivals: list[float] = []
         self.total_seconds = 0.0
         self.usage: dict[str, Any] = {}
+        self.conversation = self.message = self.last_event_id = ""
 
     @property
     def first_token_seconds(self) -> float:
@@ -107,17 +111,51 @@ class ChatClient:
         status, conversation = self.call("POST", "/api/v1/conversations", {})
         if status != 201:
             raise ChatError(f"no conversation: HTTP {status}: {conversation}")
+        self.conversation = f"/api/v1/conversations/{conversation['id']}"
+        yield from self._read("POST", f"{self.conversation}/messages", {"content": question})
+
+    def resume(self, *, at: str | None = None) -> Iterator[str]:
+        """Yield what the last answer has beyond the event `at` (the last one that arrived), as after a lost connection.
+
+        Raises:
+            ChatError: as `ask` does.
+        """
+        last = {"Last-Event-ID": self.last_event_id if at is None else at}
+        yield from self._read("GET", f"{self.message}/stream", None, last)
+
+    def go_on(self) -> Iterator[str]:
+        """Have the model go on with the last answer, which was cut, and yield the pieces that it adds.
+
+        Raises:
+            ChatError: as `ask` does.
+        """
+        yield from self._read("POST", f"{self.message}/continue", None)
+
+    def kept(self) -> dict[str, Any]:
+        """Return the last answer as the site keeps it: text, status and more.
+
+        Raises:
+            ChatError: when the site does not give it.
+        """
+        status, found = self.call("GET", self.conversation)
+        if status != 200:
+            raise ChatError(f"no conversation: HTTP {status}: {found}")
+        return next(message for message in found["messages"] if self.message.endswith(message["id"]))
+
+    def _read(self, method: str, path: str, body: Any, headers: dict[str, str] | None = None) -> Iterator[str]:
         connection = self._connect()
         self.arrivals, self.usage = [], {}
         try:
             started = time.monotonic()
-            path = f"/api/v1/conversations/{conversation['id']}/messages"
-            connection.request("POST", path, json.dumps({"content": question}), self._headers)
+            connection.request(method, path, body and json.dumps(body), self._headers | (headers or {}))
             response = connection.getresponse()
             if response.status != 200:
                 raise ChatError(f"no answer: HTTP {response.status}: {response.read().decode(errors='replace')}")
-            for name, data in _events(response):
-                if name == "delta":
+            for name, identifier, data in _events(response):
+                self.last_event_id = identifier
+                if name == "start":
+                    self.message = f"{self.conversation}/messages/{data['message_id']}"
+                elif name == "delta":
                     self.arrivals.append(time.monotonic() - started)
                     yield data["text"]
                 elif name == "error":
@@ -130,14 +168,16 @@ class ChatClient:
             connection.close()
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, Any]]:
-    name, data = "", ""
+def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, str, Any]]:
+    name, identifier, data = "", "", ""
     while line := response.readline():
         text = line.decode().rstrip("\n")
         if text.startswith("event: "):
             name = text.removeprefix("event: ")
+        elif text.startswith("id: "):
+            identifier = text.removeprefix("id: ")
         elif text.startswith("data: "):
             data = text.removeprefix("data: ")
         elif not text and name:
-            yield name, json.loads(data)
+            yield name, identifier, json.loads(data)
             name, data = "", ""

@@ -7,6 +7,9 @@ from testbed import helpers
 from testbed.chat import ChatClient, ChatError
 from testbed.verify import play
 
+# A question with a long answer, whatever model answers it.
+STORY = "Write a long story about a lighthouse keeper, in at least ten sentences."
+
 
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory):

@@ -3,14 +3,14 @@
 import json
 
 import pytest
-
+from conftest import STORY
 
 def test_certificate_is_from_the_acme_authority(chat):
     assert chat.certificate_issuer().startswith("Pebble Intermediate CA")
 
 
 def test_answer_streams_token_by_token(chat):
-    text = "".join(chat.ask("Write a long story about a lighthouse keeper, in at least ten sentences."))
+    text = "".join(chat.ask(STORY))
     assert len(text) > 100
     first, last = chat.first_token_seconds, chat.total_seconds
     print(f"first token after {first:.2f} s of {last:.2f} s, {len(chat.arrivals)} pieces")
@@ -19,6 +19,32 @@ def test_answer_streams_token_by_token(chat):
     gaps = [later - earlier for earlier, later in zip(chat.arrivals, chat.arrivals[1:], strict=False)]
     assert max(gaps) < last / 2
     assert sum(gap > 0.0005 for gap in gaps) > len(gaps) / 4
+
+
+def test_lost_connection_resumes_where_it_broke_off(chat):
+    """Three times in the middle of one answer, then from its beginning, then from the end."""
+    text = ""
+    answer = chat.ask(STORY)
+    for _ in range(3):
+        text += next(answer) + next(answer)
+        answer.close()
+        answer = chat.resume()
+    text += "".join(answer)
+    kept = chat.kept()
+    assert (text, chat.usage["status"]) == (kept["content"], "complete")
+    assert "".join(chat.resume(at="0")) == text
+    assert "".join(chat.resume()) == ""
+
+
+def test_answer_is_stopped_by_another_request_and_continued(chat):
+    answer = chat.ask(STORY)
+    text = next(answer)
+    status, said = chat.call("POST", f"{chat.message}/stop")
+    assert (status, said["status"]) == (200, "stopped")
+    text += "".join(answer)
+    assert (text, chat.usage["status"]) == (chat.kept()["content"], "stopped")
+    text += "".join(chat.go_on())
+    assert text == chat.kept()["content"]
 
 
 def test_conversation_is_kept(chat):

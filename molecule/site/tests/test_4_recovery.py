@@ -1,9 +1,11 @@
 """Programs die and machines restart; the chat comes back by itself."""
 
+import http.client
 import time
 
 import pytest
-from conftest import chats_again
+from conftest import STORY, chats_again
+from testbed.chat import ChatError
 from testbed.docker import docker
 
 # What to kill: the oldest process whose command line matches, as root on the host.
@@ -25,6 +27,38 @@ def test_killed_program_is_back(host, chat, victim):
     started = time.monotonic()
     chats_again(chat)
     print(f"{victim}: chat works {time.monotonic() - started:.1f} s after the second that followed kill -9")
+
+
+@pytest.mark.timeout(200)
+def test_answer_of_a_killed_application_is_kept_and_continued(host, chat):
+    """Its reader comes back, gets all that was written and why it ended, and lets the model go on from there."""
+    chats_again(chat, 30)
+    answer = chat.ask(STORY)
+    text = next(answer) + next(answer)
+    host.run_expect([0], "pkill -9 -f '[g]unicorn'")
+    with pytest.raises((ChatError, OSError, http.client.HTTPException)):
+        for piece in answer:
+            text += piece
+    text += _rest(chat, 90)
+    assert (chat.usage["status"], chat.usage["finish_reason"]) == ("interrupted", "worker_lost")
+    assert text == chat.kept()["content"]
+    text += "".join(chat.go_on())
+    assert text == chat.kept()["content"]
+
+
+def _rest(chat, seconds):
+    """What the last answer has beyond the event that arrived last, asked for until it comes whole."""
+    end, text = time.monotonic() + seconds, ""
+    while True:
+        try:
+            for piece in chat.resume():
+                text += piece
+        except (ChatError, OSError, http.client.HTTPException):
+            if time.monotonic() > end:
+                raise
+            time.sleep(1)
+        else:
+            return text
 
 
 @pytest.mark.timeout(300)
