@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import time
+from typing import cast
 
 from upstream import STAMPS_PER_SECOND, TOKENS
 
@@ -35,9 +36,8 @@ class Reader(asyncio.Protocol):
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
         self.sent = time.monotonic()
-        transport.write(request(self._path, BODY))
+        cast(asyncio.Transport, transport).write(request(self._path, BODY))
 
     def data_received(self, data: bytes) -> None:
         arrived = time.monotonic()
@@ -62,9 +62,7 @@ class Reader(asyncio.Protocol):
     def jitters(self) -> list[float]:
         """How much each gap between two tokens differs from the one that the model made."""
         left = [number / STAMPS_PER_SECOND for number in self.stamps]
-        return [
-            abs((self.arrivals[n] - self.arrivals[n - 1]) - (left[n] - left[n - 1])) for n in range(1, len(left))
-        ]
+        return [abs((self.arrivals[n] - self.arrivals[n - 1]) - (left[n] - left[n - 1])) for n in range(1, len(left))]
 
 
 async def conversation(port: int, limit: asyncio.Semaphore) -> str:

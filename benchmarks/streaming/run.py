@@ -26,6 +26,16 @@ from valkey_server import PASSWORD, start_valkey  # noqa: E402
 
 CPU_TICKS = os.sysconf("SC_CLK_TCK")
 WORKERS = 2
+COLUMNS = (
+    "streams",
+    "server",
+    "completed",
+    "first token p50 / p95, ms",
+    "jitter p95, ms",
+    "CPU per token, µs",
+    "of PostgreSQL, µs",
+    "memory, MB",
+)
 
 
 @dataclass
@@ -154,8 +164,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("streams", nargs="*", type=int, default=[50, 200, 500, 1000])
     arguments = parser.parse_args()
-    print("| streams | server | completed | first token p50 / p95, ms | jitter p95, ms | CPU per token, µs | of PostgreSQL, µs | memory, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| " + " | ".join(COLUMNS) + " |")
+    print("|---" * len(COLUMNS) + "|")
     for streams in arguments.streams:
         for name, serve in SERVERS.items():
             found = measure(serve, streams)

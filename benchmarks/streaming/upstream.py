@@ -1,12 +1,13 @@
-"""The model of the benchmark: `python upstream.py <port>` answers every question with TOKENS tokens, PAUSE seconds apart.
+"""The model of the benchmark: `python upstream.py <port>` answers every question with TOKENS tokens.
 
-The first one leaves at once: what a client waits for it is the relay's doing. A token is the time at which it left, so
-that whoever reads it knows what happened on the way.
+They leave PAUSE seconds apart, the first one at once: what a client waits for it is the relay's doing. A token is the
+time at which it left, so that whoever reads it knows what happened on the way.
 """
 
 import asyncio
 import sys
 import time
+from typing import cast
 
 TOKENS = 100
 PAUSE = 0.02
@@ -42,13 +43,13 @@ class Answer(asyncio.Protocol):
         self._request = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._request += data
         head, separator, body = self._request.partition(b"\r\n\r\n")
-        length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+        lines = head.lower().split(b"\r\n")
+        length = next((int(line[15:]) for line in lines if line.startswith(b"content-length:")), 0)
         if separator and len(body) >= length:
             self._request = b""
             self.transport.write(HEAD)

@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import STORY
 
+
 def test_certificate_is_from_the_acme_authority(chat):
     assert chat.certificate_issuer().startswith("Pebble Intermediate CA")
 
