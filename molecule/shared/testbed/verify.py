@@ -66,7 +66,7 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
         return Played(done.returncode, output.read())
 
 
-def eventually[Answer](condition: Callable[[], Answer], seconds: float = 30) -> Answer:
+def eventually[Answer](condition: Callable[[], Answer], seconds: float = 60) -> Answer:
     """Return the first true answer of a condition.
 
     Raises:
