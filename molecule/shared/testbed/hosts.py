@@ -162,6 +162,9 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
     }
     text = json.dumps(inventory, indent=2)
     (folder / "hosts.yml").write_text(f"---\n# Written by molecule/shared/testbed.\n{text}\n")
+    # The tests' commands share a connection of their own: a new one for each costs twelve times as much, and one that
+    # Ansible has left would not see what has changed for logins meanwhile.
+    (folder / "ssh_config").write_text(f"ControlPath /tmp/testbed-{scenario}-tests-%C\n")
     variables = folder / "group_vars" / "all"
     shutil.rmtree(variables, ignore_errors=True)
     variables.mkdir(parents=True)
