@@ -122,7 +122,8 @@ def test_failed_dump_leaves_no_snapshot(host, sql):
     before, good = snapshots(host), metrics(host)["backup_last_success_timestamp_seconds"]
     sql("CREATE TABLE broken (x text); INSERT INTO broken SELECT repeat('x', 500) FROM generate_series(1, 100)")
     file = "/var/lib/postgresql/*/main/" + sql("SELECT pg_relation_filepath('broken')")
-    host.check_output("systemctl stop postgresql")
+    # Not postgresql.service, which has stopped before the server has written its memory to the file.
+    host.check_output("systemctl stop 'postgresql@*'")
     host.check_output(f"dd if=/dev/urandom of=$(echo {file}) bs=8192 count=1 conv=notrunc status=none")
     host.check_output("systemctl start postgresql")
     try:
