@@ -14,7 +14,7 @@ from chatbot import accounts, services
 from chatbot.bodies import read_body
 from chatbot.database import Account, Conversation, Message, Status, now
 from chatbot.guessing import client_address
-from chatbot.identity import account_id, end_session, in_person, own_account, principal
+from chatbot.identity import end_session, in_person, own_account, principal
 from chatbot.passwords import hash_password
 from chatbot.problems import Problem
 from chatbot.signin import Name, Password, account_json, confirm_password, refuse_weak

@@ -6,10 +6,10 @@ import secrets
 import uuid
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 from pydantic import AfterValidator, Strict
-from sqlalchemy import CursorResult, Select, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, CursorResult, Select, UpdateBase, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -69,7 +69,7 @@ def create(
     role: AccountRole = AccountRole.USER,
     openid: tuple[str, str] | None = None,
 ) -> Account:
-    """A new account. EmailTakenError when the address, or the provider's subject, has one; the session is spent then."""
+    """A new account. EmailTakenError when the address or the subject has one; the session is spent then."""
     issuer, subject = openid or (None, None)
     account = Account(
         id=uuid.uuid4(),
@@ -140,7 +140,7 @@ def set_password(
     known: str | None = None,
     keep: uuid.UUID | None = None,
 ) -> bool:
-    """Change the password and sign out everywhere, except `keep`. False when it is not `known` any more, where given."""
+    """Change the password and sign out everywhere except `keep`. False when it is not `known` (if given) any more."""
     mine = update(Account).where(Account.id == account_id)
     if known is not None:
         mine = mine.where(Account.password_hash == known)
@@ -176,10 +176,15 @@ def is_last_admin(session: Session, account: Account) -> bool:
 
 
 def issue_token(
-    session: Session, account_id: uuid.UUID, name: str, scopes: Collection[str], expires_at: datetime | None = None
+    session: Session,
+    account_id: uuid.UUID,
+    name: str,
+    scopes: Collection[str],
+    expires_at: datetime | None = None,
+    secret: str | None = None,
 ) -> tuple[ApiToken, str]:
-    """A new API token: its row, and the secret, which can be had only now."""
-    secret = TOKEN_PREFIX + secrets.token_urlsafe(32)
+    """A new API token: its row, and the secret (a random one unless it is given), which can be had only now."""
+    secret = secret or TOKEN_PREFIX + secrets.token_urlsafe(32)
     token = ApiToken(
         id=uuid.uuid4(),
         account_id=account_id,
@@ -219,7 +224,7 @@ def use_invitation_of(session: Session, email: str) -> None:
     _use(session, select(Invitation.id).where(Invitation.email == email).limit(1), email)
 
 
-def _use(session: Session, which: Select[tuple[uuid.UUID]], email: str) -> None:
+def _use(session: Session, which: Select[uuid.UUID], email: str) -> None:
     clock = now()
     valid = (
         Invitation.used_at.is_(None),
@@ -249,12 +254,12 @@ def owner_name(account_id: uuid.UUID) -> str:
     return f"account:{account_id.hex}"
 
 
-def _assign(session: Session, account_id: uuid.UUID, which: object) -> int:
-    statement = update(Conversation).where(Conversation.account_id.is_(None), which)  # type: ignore[arg-type]
+def _assign(session: Session, account_id: uuid.UUID, which: ColumnElement[bool]) -> int:
+    statement = update(Conversation).where(Conversation.account_id.is_(None), which)
     return _changed(session, statement.values(account_id=account_id, owner=owner_name(account_id)))
 
 
-def search(session: Session, text: str, limit: int) -> list[Account]:
+def search(session: Session, text: str, limit: int | None) -> list[Account]:
     """Accounts whose e-mail address or name holds the text, in the order of their addresses."""
     found = select(Account).order_by(Account.email).limit(limit)
     if text:
@@ -266,10 +271,9 @@ def search(session: Session, text: str, limit: int) -> list[Account]:
 def count_conversations_without_account(session: Session) -> dict[str | None, int]:
     """How many there are of each owner."""
     counted = select(Conversation.owner, func.count()).where(Conversation.account_id.is_(None))
-    return {owner: count for owner, count in session.execute(counted.group_by(Conversation.owner))}
+    return {row[0]: row[1] for row in session.execute(counted.group_by(Conversation.owner))}
 
 
-def _changed(session: Session, statement: object) -> int:
-    result = session.execute(statement)  # type: ignore[call-overload]
-    assert isinstance(result, CursorResult)
-    return result.rowcount
+def _changed(session: Session, statement: UpdateBase) -> int:
+    """Execute an update or delete; how many rows it has changed."""
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount

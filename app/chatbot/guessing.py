@@ -63,8 +63,8 @@ class Guard:
 
     def succeeded(self, email: str, address: str, device: str | None) -> None:
         """Forget the attempts that the right password has ended."""
-        items, key = self._pair(email, address, device)
-        self._with_limiter(lambda limiter: [limiter.clear(item, key) for item in items])
+        count = self._pair(email, address, device)
+        self._with_limiter(lambda limiter: _clear(limiter, count))
 
     def sign_up(self, address: str) -> int | None:
         """Count an attempt to make an account."""
@@ -136,6 +136,11 @@ def _hit(limiter: MovingWindowRateLimiter, counts: list[Count]) -> int | None:
         if not limiter.hit(item, key):
             return max(1, math.ceil(limiter.get_window_stats(item, key).reset_time - time.time()))
     return None
+
+
+def _clear(limiter: MovingWindowRateLimiter, count: Count) -> None:
+    for item, key in _each([count]):
+        limiter.clear(item, key)
 
 
 def _each(counts: list[Count]) -> Iterator[tuple[RateLimitItem, str]]:

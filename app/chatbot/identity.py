@@ -171,9 +171,7 @@ def _check_csrf() -> None:
     try:
         validate_csrf(request.headers.get("X-CSRFToken"))
     except ValidationError as error:
-        raise Problem(
-            403, "Forbidden", f"{error} Get one from /api/v1/session.", type="urn:chatbot:csrf"
-        ) from None
+        raise Problem(403, "Forbidden", f"{error} Get one from /api/v1/session.", type="urn:chatbot:csrf") from None
 
 
 def _has_cookie() -> bool:

@@ -128,7 +128,10 @@ def resume_answer(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response
     with contextlib.suppress(LogUnavailableError):  # its readers follow the database then
         services.stream_log().drop(str(message_id))
     job = Job(
-        message_id, turns(services.settings(), tree.path(answer), continued=True), answer.content, account_id=account_id()
+        message_id,
+        turns(services.settings(), tree.path(answer), continued=True),
+        answer.content,
+        account_id=account_id(),
     )
     return _generate(conversation, answer, job)
 

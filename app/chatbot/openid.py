@@ -117,9 +117,7 @@ def _claims(provider: Any) -> dict[str, Any]:
 def _account(session: Session, claims: dict[str, Any]) -> Account:
     """The person's account: known, now connected, or new. Raises RefusedError."""
     issuer, subject = str(claims["iss"]), str(claims["sub"])
-    known = session.scalar(
-        select(Account).where(Account.openid_issuer == issuer, Account.openid_subject == subject)
-    )
+    known = session.scalar(select(Account).where(Account.openid_issuer == issuer, Account.openid_subject == subject))
     if known is not None:
         if known.disabled:
             raise RefusedError("disabled")

@@ -1,4 +1,4 @@
-"""Passwords as argon2id hashes. Hashing is slow on purpose: it runs outside the event loop, one at a time per worker."""
+"""Passwords as argon2id hashes. Hashing is slow on purpose: outside the event loop, one at a time per worker."""
 
 import threading
 import unicodedata

@@ -80,7 +80,7 @@ def show() -> dict[str, Any]:
 @blueprint.post("/session")
 @anybody
 def sign_in() -> dict[str, Any]:
-    """Sign in with e-mail and password. 401 when they are wrong, 403 for a disabled account, 429 after many attempts."""
+    """Sign in with e-mail and password. 401: they are wrong, 403: the account is disabled, 429: too many attempts."""
     body = read_body(Credentials)
     device = _device(body.email)
     wait = guard().sign_in(body.email, client_address(), device)

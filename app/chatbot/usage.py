@@ -65,7 +65,7 @@ def used_in_month(session: Session, accounts: Sequence[uuid.UUID]) -> dict[uuid.
     """The tokens of these accounts this month; those without any are left out."""
     theirs = Usage.month == month_of(now()), Usage.account_id.in_(accounts)
     rows = session.execute(select(Usage.account_id, Usage.prompt_tokens + Usage.completion_tokens).where(*theirs))
-    return {account_id: total for account_id, total in rows}
+    return {row[0]: row[1] for row in rows}
 
 
 def used_by_all(session: Session) -> int:

@@ -22,6 +22,7 @@ from fake_openai import FakeOpenAI
 from support import (
     APP,
     SECRET,
+    TOKEN,
     answers,
     empty_database,
     environment,
@@ -54,6 +55,7 @@ def server(request: pytest.FixtureRequest, directory: Path) -> Iterator[tuple[st
     context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
     with FakeOpenAI(tls=context) as fake, valkey_server(directory / "valkey") as valkey:
         limits = {"rate_limit": "1000 per minute", "rate_limit_address": "1000 per minute"}
+        limits |= {"answers_per_account": "100", "streams_per_account": "100"}
         variables = environment(fake.url, database, valkey_url=valkey, valkey_password=PASSWORD, **limits)
         with gunicorn(variables | {"SSL_CERT_FILE": str(directory / "cert.pem")}, directory) as url:
             yield url, fake
@@ -83,12 +85,14 @@ class Reader:
         if resumed is None:
             self.conversation = str(fetch(f"{url}/api/v1/conversations", {})["id"])
             body = json.dumps({"content": "private words"})
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
             self.connection.request("POST", f"/api/v1/conversations/{self.conversation}/messages", body, headers)
         else:
             self.conversation = resumed.conversation
             path = f"/api/v1/conversations/{self.conversation}/messages/{resumed.message}/stream"
-            self.connection.request("GET", path, headers={"Last-Event-ID": last_event_id})
+            self.connection.request(
+                "GET", path, headers={"Last-Event-ID": last_event_id, "Authorization": f"Bearer {TOKEN}"}
+            )
         self.response = self.connection.getresponse()
         self.last_event_id = last_event_id
         self.message = str(self.until("start")["message_id"])
@@ -287,7 +291,7 @@ def status(url: str, body: bytes | Callable[[], Iterator[bytes]], **headers: str
         "POST",
         "/api/v1/conversations",
         body() if callable(body) else body,
-        {"Content-Type": "application/json"} | headers,
+        {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"} | headers,
         encode_chunked=chunked,
     )
     response = connection.getresponse()

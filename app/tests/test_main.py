@@ -40,5 +40,5 @@ def test_migrate_says_what_it_did(run, database_url: str) -> None:  # type: igno
 def test_an_unreachable_database_is_one_line(run) -> None:  # type: ignore[no-untyped-def]
     status, _, err = run("migrate", **environment("http://m/v1", "postgresql://chatbot:hunter2@/x?host=/nonexistent"))
     assert (status, err.count("\n")) == (1, 1)
-    assert "the schema was not changed" in err
+    assert "the database was not changed" in err
     assert "hunter2" not in err
