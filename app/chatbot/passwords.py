@@ -32,7 +32,7 @@ def verify_password(known: str | None, password: str) -> bool:
     def verify() -> bool:
         nobodys = _hash_of_nobody()
         try:
-            return HASHER.verify(known or nobodys, _normal(password)) and known is not None
+            return HASHER.verify(nobodys if known is None else known, _normal(password)) and known is not None
         except (VerificationError, InvalidHashError):
             return False
 
