@@ -69,6 +69,11 @@ PASSWORD_FILE = click.option(
 NO_PASSWORD = click.option("--no-password", is_flag=True, help="No password: only for the OpenID provider's people.")
 
 
+def can_ask() -> bool:
+    """Whether somebody sits there."""
+    return sys.stdin.isatty()
+
+
 def _found(session: Session, email: str) -> Account:
     account = accounts.find(session, email)
     if account is None:
@@ -83,7 +88,7 @@ def _hash(password: str | None, no_password: bool) -> str | None:
             raise click.UsageError("--no-password and --password-file exclude each other")
         return None
     if password is None:
-        if not sys.stdin.isatty():
+        if not can_ask():
             raise click.UsageError("nobody can be asked for a password here: use --password-file")
         password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     least = load_settings().password_min_length

@@ -7,10 +7,10 @@ from support import environment
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    def command(name: str, **variables: str) -> tuple[int, str, str]:
+    def command(*arguments: str, **variables: str) -> tuple[int, str, str]:
         for key, value in variables.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr("sys.argv", ["chatbot", name])
+        monkeypatch.setattr("sys.argv", ["chatbot", *arguments])
         monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
         status = main()
         return status, *capsys.readouterr()
