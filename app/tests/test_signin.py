@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
-from chatbot import accounts, passwords, signin
+from chatbot import accounts, passwords
 from chatbot.database import Account, Conversation, SignIn, now
 from chatbot.factory import create_app
 from chatbot.logs import JsonFormatter
@@ -136,6 +136,10 @@ def test_a_failed_sign_in_is_the_line_that_the_readme_promises(app: Flask, caplo
     written = json.loads(line) | {"time": ""}
     assert written == json.loads(promised) | {"time": ""}
     assert WRONG not in caplog.text
+    (pattern,) = re.findall(r"^`(\^.*<HOST>.*)` finds it", (APP / "README.md").read_text(), re.MULTILINE)
+    found = re.match(pattern.replace("<HOST>", "(?P<host>[0-9a-f.:]+)"), line)
+    assert found is not None
+    assert found["host"] == "203.0.113.7"
 
 
 def test_secrets_stay_out_of_the_log(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
@@ -214,7 +218,7 @@ def test_a_session_ends_when_nobody_uses_it(app: Flask) -> None:
 def test_a_new_password_beats_a_sign_in_that_is_under_way(app: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who has sent the old password in time, but is let in only after it was changed, stays outside."""
     owner = signed_in(app)
-    verify, verified, changed = signin.verify_password, threading.Event(), threading.Event()
+    verify, verified, changed = passwords.verify_password, threading.Event(), threading.Event()
 
     def slow(known: str | None, password: str) -> bool:
         result = verify(known, password)
