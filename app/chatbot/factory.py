@@ -8,7 +8,7 @@ import uuid
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatbot import account, admin, conversations, health, messages, openid, signin, tokens, web
+from chatbot import account, admin, conversations, health, messages, signin, tokens, web
 from chatbot.cache import LOG_TIMEOUT_SECONDS, connect
 from chatbot.cors import init_cors
 from chatbot.database import Database
@@ -17,7 +17,6 @@ from chatbot.guessing import init_guard
 from chatbot.identity import init_identity
 from chatbot.metrics import init_metrics
 from chatbot.model import Model
-from chatbot.openid import init_openid
 from chatbot.problems import init_problems
 from chatbot.ratelimits import init_rate_limits
 from chatbot.sessions import ActiveSessions, init_sessions
@@ -33,7 +32,6 @@ QUIET = frozenset({"health.health", "health.ready", "prometheus_metrics", "stati
 
 BLUEPRINTS: tuple[Blueprint, ...] = (
     signin.blueprint,
-    openid.blueprint,
     account.blueprint,
     tokens.blueprint,
     admin.blueprint,
@@ -83,9 +81,12 @@ def create_app(settings: Settings) -> Flask:
 
     init_identity(app)
     init_guard(app, settings, valkey)
-    init_openid(app, settings)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
+    if settings.openid_issuer is not None:
+        from chatbot.openid import init_openid  # its libraries need 16 MB
+
+        init_openid(app, settings)
     init_rate_limits(app, settings, valkey, messages.GENERATING)
 
     @app.after_request

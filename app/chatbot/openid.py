@@ -14,7 +14,6 @@ from flask import Blueprint, Flask, current_app, redirect, url_for
 from joserfc.errors import JoseError
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
 from chatbot import accounts, services
@@ -39,15 +38,13 @@ class RefusedError(Exception):
 
 
 def init_openid(app: Flask, settings: Settings) -> None:
-    """Make the provider known, where one is configured; asks it nothing yet."""
-    if settings.openid_issuer is None or settings.openid_client_secret is None:
-        return
-    oauth = OAuth(app)
-    app.extensions["openid"] = oauth.register(
+    """Make the configured provider known; asks it nothing yet."""
+    app.register_blueprint(blueprint)
+    app.extensions["openid"] = OAuth(app).register(
         "openid",
-        server_metadata_url=f"{settings.openid_issuer.rstrip('/')}/.well-known/openid-configuration",
+        server_metadata_url=f"{str(settings.openid_issuer).rstrip('/')}/.well-known/openid-configuration",
         client_id=settings.openid_client_id,
-        client_secret=settings.openid_client_secret.get_secret_value(),
+        client_secret=settings.openid_client_secret.get_secret_value() if settings.openid_client_secret else None,
         client_kwargs={
             "scope": "openid email profile",
             "code_challenge_method": "S256",
@@ -93,10 +90,7 @@ def callback() -> Response:
 
 
 def _provider() -> Any:
-    provider = current_app.extensions.get("openid")
-    if provider is None:
-        raise NotFound
-    return provider
+    return current_app.extensions["openid"]
 
 
 def _claims(provider: Any) -> dict[str, Any]:

@@ -66,8 +66,6 @@ def test_everything_needs_an_account_but_what_is_listed_here(app: Flask) -> None
         ("POST", "/api/v1/session"),
         ("DELETE", "/api/v1/session"),
         ("POST", "/api/v1/account"),
-        ("GET", "/api/v1/openid/sign-in"),
-        ("GET", "/api/v1/openid/callback"),
     }
     client = app.test_client()
     for method, path, _ in api_requests(app):
