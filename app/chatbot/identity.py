@@ -141,9 +141,10 @@ def _marked[View: Callable[..., object]](view: View, access: Access) -> View:
 
 
 def _admit() -> None:
-    if request.endpoint is None or request.method == "OPTIONS" or not request.path.startswith("/api/"):
+    rule = request.url_rule
+    if rule is None or not rule.rule.startswith("/api/") or request.method == "OPTIONS":
         return
-    access = getattr(current_app.view_functions[request.endpoint], "access", None)
+    access = getattr(current_app.view_functions[rule.endpoint], "access", None)
     if access is not Access.ANYBODY:
         _check_access(principal(), access)
     if request.method not in SAFE_METHODS and _bearer() is None and _has_cookie():

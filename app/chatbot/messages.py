@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from chatbot import metrics, services
+from chatbot.allowance import check_allowance
 from chatbot.bodies import Content, read_body
 from chatbot.conversations import find_conversation, find_with_messages
 from chatbot.database import CONVERSATIONS, MESSAGES, Conversation, Message, Role, Status, now
@@ -25,7 +26,6 @@ from chatbot.problems import Problem, model_problem
 from chatbot.streaming import Follower, event_response
 from chatbot.streamlog import LogUnavailableError
 from chatbot.tree import Tree, turns
-from chatbot.usage import check_allowance
 
 blueprint = Blueprint("messages", __name__, url_prefix="/api/v1/conversations/<uuid:conversation_id>/messages")
 

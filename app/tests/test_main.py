@@ -1,8 +1,12 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from chatbot.__main__ import main
-from support import environment
+from support import APP, environment
 
 
 @pytest.fixture
@@ -42,3 +46,13 @@ def test_an_unreachable_database_is_one_line(run) -> None:  # type: ignore[no-un
     assert (status, err.count("\n")) == (1, 1)
     assert "the database was not changed" in err
     assert "hunter2" not in err
+
+
+def test_commands_leave_no_metrics_behind(tmp_path: Path) -> None:
+    """They may run in a container beside the server, whose directory this is."""
+    variables = environment("http://m/v1", f"sqlite:///{tmp_path}/test.db") | {
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")
+    }
+    for command in (["migrate"], ["account", "list"]):
+        subprocess.run([sys.executable, "-m", "chatbot", *command], cwd=APP, env=os.environ | variables, check=True)
+    assert not (tmp_path / "metrics").exists()
