@@ -80,11 +80,11 @@ def signed_in(app: Flask, email: str = EMAIL, role: str = "user") -> FlaskClient
 
 
 def make_token(settings: Settings) -> None:
-    """Let the database know an account to which TOKEN is a key."""
+    """Let the database know an account to which PASSWORD and TOKEN are keys."""
     database = Database(settings)
     with database.session() as session:
         if accounts.find(session, EMAIL) is None:
-            account = accounts.create(session, EMAIL)
+            account = accounts.create(session, EMAIL, password_hash=hash_password(PASSWORD))
             accounts.issue_token(session, account.id, "tests", ["chat"], secret=TOKEN)
     database.engine.dispose()
 

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
 from fake_openai import FakeOpenAI
 from support import (
     APP,
+    EMAIL,
     SECRET,
     TOKEN,
     answers,
@@ -33,6 +35,7 @@ from support import (
     get,
     gunicorn,
 )
+from support import PASSWORD as ACCOUNT_PASSWORD
 from test_model import make_certificate
 from valkey_server import PASSWORD, valkey_server
 
@@ -343,6 +346,22 @@ def test_everything_on_standard_output_is_json(url: str, directory: Path) -> Non
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"Starting gunicorn 27.0.1", "request", "answer ended"} <= {line["message"] for line in lines}
     assert "private words" not in str(lines)
+
+
+def test_signing_in_over_the_wire(url: str, directory: Path) -> None:
+    """Each worker hashes with gevent's threads; a failure is the line that fail2ban looks for."""
+    for _ in range(4):
+        assert (
+            fetch(f"{url}/api/v1/session", {"email": EMAIL, "password": ACCOUNT_PASSWORD})["account"]["email"] == EMAIL
+        )
+    with pytest.raises(HTTPError, match="401") as refused:
+        fetch(f"{url}/api/v1/session", {"email": EMAIL, "password": "wrong"})
+    refused.value.close()
+    (pattern,) = re.findall(r"^`(\^.*<HOST>.*)` finds it", (APP / "README.md").read_text(), re.MULTILINE)
+    failures = re.compile(pattern.replace("<HOST>", "127.0.0.1"), re.MULTILINE)
+    log = directory / "gunicorn.log"
+    eventually(lambda: failures.search(log.read_text()))
+    assert ACCOUNT_PASSWORD not in log.read_text()
 
 
 def test_kill_9_of_a_worker_in_the_middle_of_twenty_answers(url: str, fake: FakeOpenAI, directory: Path) -> None:
