@@ -25,7 +25,10 @@ _metrics.mkdir(parents=True, exist_ok=True)
 
 # Its code is loaded here, once, and shared by the workers: half the memory. Not with preload_app, which would also make
 # connections and threads before the workers fork.
-import chatbot.factory  # noqa: F401
+import chatbot.factory
+
+if _settings.openid_issuer is not None:
+    import chatbot.openid  # noqa: F401
 
 wsgi_app = "chatbot.wsgi:app"
 chdir = str(Path(__file__).resolve().parent)

@@ -6,14 +6,15 @@ from typing import Annotated, Any
 
 from flask import Blueprint
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
-from sqlalchemy import ColumnElement, or_, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from chatbot import services
+from chatbot.accounts import owner_name
 from chatbot.bodies import read_body, storable
 from chatbot.database import Conversation, Message, Status, now
+from chatbot.identity import account_id
 from chatbot.problems import Problem
-from chatbot.sessions import session_id
 from chatbot.streamlog import LogUnavailableError
 from chatbot.tree import Tree
 
@@ -43,7 +44,12 @@ def create() -> tuple[dict[str, Any], int, dict[str, str]]:
     """Start an empty conversation."""
     body = read_body(NewConversation, optional=True)
     conversation = Conversation(
-        owner=session_id(), title=body.title, id=uuid.uuid4(), created_at=now(), updated_at=now()
+        account_id=account_id(),
+        owner=owner_name(account_id()),
+        title=body.title,
+        id=uuid.uuid4(),
+        created_at=now(),
+        updated_at=now(),
     )
     with services.database().session() as session:
         session.add(conversation)
@@ -52,14 +58,11 @@ def create() -> tuple[dict[str, Any], int, dict[str, str]]:
 
 @blueprint.get("")
 def index() -> dict[str, Any]:
-    """The browser session's conversations, the most recent first, at most LIST_LIMIT; none without a session."""
-    owner = session_id()
-    if owner is None:
-        return {"conversations": []}
+    """The account's conversations, the most recent first, at most LIST_LIMIT."""
     with services.database().session() as session:
         found = session.scalars(
             select(Conversation)
-            .where(Conversation.owner == owner)
+            .where(Conversation.account_id == account_id())
             .order_by(Conversation.updated_at.desc())
             .limit(LIST_LIMIT)
         ).all()
@@ -104,7 +107,7 @@ def delete(conversation_id: uuid.UUID) -> tuple[str, int]:
 
 
 def find_conversation(session: Session, conversation_id: uuid.UUID) -> Conversation:
-    """The conversation, if it exists and is the browser session's own or nobody's; a Problem (404) otherwise."""
+    """The conversation, if it exists and is the account's own; a Problem (404) otherwise."""
     conversation = session.scalar(select(Conversation).where(*_accessible(conversation_id)))
     if conversation is None:
         raise _no_conversation()
@@ -129,11 +132,11 @@ def find_with_messages(session: Session, conversation_id: uuid.UUID) -> tuple[Co
 
 
 def _accessible(conversation_id: uuid.UUID) -> tuple[ColumnElement[bool], ...]:
-    return Conversation.id == conversation_id, or_(Conversation.owner.is_(None), Conversation.owner == session_id())
+    return Conversation.id == conversation_id, Conversation.account_id == account_id()
 
 
 def _no_conversation() -> Problem:
-    return Problem(404, "Not found", "There is no such conversation in this session.")
+    return Problem(404, "Not found", "There is no such conversation in this account.")
 
 
 def _with_messages(conversation: Conversation, messages: list[Message]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import orjson
 from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatbot import metrics
+from chatbot import metrics, usage
 from chatbot.database import MESSAGES, Database, Status, now
 from chatbot.model import Answer, Model, ModelError, Turn
 from chatbot.streamlog import StreamLog
@@ -25,6 +25,8 @@ LAST_SAVE_ATTEMPTS = 10
 LAST_SAVE_PAUSE = 1.0
 # A longer answer (characters) is ended: a model that never stops must not fill the memory.
 MAX_CHARS = 1_000_000
+# Why an answer has ended whose process has died.
+WORKER_LOST = "worker_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,7 @@ class Job:
     message_id: uuid.UUID
     turns: list[Turn]
     text: str = ""
+    account_id: uuid.UUID | None = None  # whose tokens it uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Generation:
         self._log = stream_log
         self._stream = str(job.message_id)
         self._turns = job.turns
+        self._account_id = job.account_id
         self._text = [job.text]
         self._chars = len(job.text)
         self._pieces = 0
@@ -165,6 +169,12 @@ class Generation:
         self._log.close(self._stream, self._chars, outcome.encoded())
         self.finished = True
 
+    def _prompt_used(self) -> int:
+        """The question's tokens, estimated where the model has not counted them."""
+        if self._prompt_tokens is not None:
+            return self._prompt_tokens
+        return usage.estimate(sum(len(turn["content"]) for turn in self._turns))
+
     def _report(self, outcome: Outcome) -> None:
         name, seconds = self._model.name, time.monotonic() - self.started
         metrics.messages_total.labels("assistant", name).inc()
@@ -185,7 +195,7 @@ class Generation:
         )
 
     def _save(self, outcome: Outcome) -> bool:
-        """Write text and outcome; False when the database did not take them.
+        """Write text, outcome and what it has used; False when the database did not take them.
 
         Where somebody else has ended the message meanwhile (see `generations.Generations.reap`) only the text is
         written: it is what its readers saw.
@@ -205,9 +215,13 @@ class Generation:
             with self._database.session() as session:
                 connection = session.connection()
                 saved = update(MESSAGES).where(mine, MESSAGES.c.status == Status.STREAMING).values(values)
+                reaped = False
                 if connection.execute(saved).rowcount == 0:
-                    kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED)
-                    connection.execute(kept.values(content=text))
+                    kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED).values(content=text)
+                    reaped = connection.scalar(kept.returning(MESSAGES.c.finish_reason)) == WORKER_LOST
+                if self._account_id is not None and self._answer is not None and not reaped:
+                    # Also where the message is gone: deleting it gives no tokens back.
+                    usage.record(connection, self._account_id, self._prompt_used(), outcome.completion_tokens or 0)
         except SQLAlchemyError as failure:
             log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False

@@ -11,9 +11,9 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from chatbot import metrics
+from chatbot import metrics, usage
 from chatbot.database import MESSAGES, Database, Message, Status, now
-from chatbot.generation import Generation, Job, Outcome
+from chatbot.generation import WORKER_LOST, Generation, Job, Outcome
 from chatbot.model import Model
 from chatbot.streamlog import LogUnavailableError, StreamLog
 
@@ -25,7 +25,6 @@ SAVE_EVERY = 3.0
 LEASE = timedelta(seconds=20)
 # How often the running answers are looked after (seconds).
 TICK = 0.5
-WORKER_LOST = "worker_lost"
 
 
 class Generations:
@@ -80,7 +79,8 @@ class Generations:
         )
         if which:
             dead = dead.where(Message.id.in_(which))
-        for message in session.scalars(dead.with_for_update(skip_locked=True)).all():
+        found = session.scalars(dead.with_for_update(skip_locked=True)).all()
+        for message in found:
             message.content += self._beyond(message)
             message.status = Status.INTERRUPTED
             message.finish_reason = WORKER_LOST
@@ -89,6 +89,7 @@ class Generations:
             metrics.count_answer(self._model.name, Status.INTERRUPTED.value, WORKER_LOST)
             log.warning("an answer lost its process", extra={"message_id": str(message.id)})
             self._log.close(str(message.id), len(message.content), outcome_of(message).encoded())
+        usage.record_lost(session, found, self._model.context_tokens)
 
     def reap_all(self) -> None:
         """The same in a transaction of its own; what goes wrong is logged, since nobody waits for it."""

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from valkey import Valkey
 
 from chatbot.database import Database, SchemaBehindError
+from chatbot.identity import anybody
 from chatbot.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -21,12 +22,14 @@ CHECK_TIMEOUT = 4.0
 
 
 @blueprint.get("/health")
+@anybody
 def health() -> dict[str, str]:
     """Alive: the process answers. Says nothing about what it depends on."""
     return {"status": "alive", "release": _settings().release}
 
 
 @blueprint.get("/ready")
+@anybody
 def ready() -> tuple[dict[str, Any], int]:
     """Ready: names the release and colour; 503 and which check failed unless database, schema and Valkey are fine."""
     database = cast(Database, current_app.extensions["database"])

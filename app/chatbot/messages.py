@@ -4,6 +4,7 @@ import contextlib
 import re
 import time
 import uuid
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, cast
 
@@ -14,11 +15,13 @@ from sqlalchemy.orm import Session
 from sqlalchemy.orm.attributes import set_committed_value
 
 from chatbot import metrics, services
+from chatbot.allowance import check_allowance
 from chatbot.bodies import Content, read_body
 from chatbot.conversations import find_conversation, find_with_messages
 from chatbot.database import CONVERSATIONS, MESSAGES, Conversation, Message, Role, Status, now
 from chatbot.generation import Job
 from chatbot.generations import Generations
+from chatbot.identity import account_id, principal
 from chatbot.problems import Problem, model_problem
 from chatbot.streaming import Follower, event_response
 from chatbot.streamlog import LogUnavailableError
@@ -102,9 +105,10 @@ def regenerate(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
         conversation, messages = find_with_messages(session, conversation_id)
         tree = Tree(messages)
         question = cast(Message, tree.parent(_expect(tree, message_id, Role.ASSISTANT)))
+        _check_allowance(session)
         row = _new_answer(question)
         _insert(session, conversation, [row], conversation.title)
-    job = Job(row["id"], turns(services.settings(), tree.path(question)))
+    job = Job(row["id"], turns(services.settings(), tree.path(question)), account_id=account_id())
     return _generate(conversation, Message(**row), job)
 
 
@@ -115,6 +119,7 @@ def resume_answer(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response
         conversation, messages = find_with_messages(session, conversation_id)
         tree = Tree(messages)
         answer = _expect(tree, message_id, Role.ASSISTANT)
+        _check_allowance(session)
         mine = (Message.id == message_id, Message.status.in_(CUT), Message.content != "")
         again = {"status": Status.STREAMING, "finish_reason": None, "error": None, "updated_at": now()}
         if not session.execute(update(Message).where(*mine).values(again).returning(Message.id)).all():
@@ -122,7 +127,12 @@ def resume_answer(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response
         _show(session, conversation, message_id, conversation.title)
     with contextlib.suppress(LogUnavailableError):  # its readers follow the database then
         services.stream_log().drop(str(message_id))
-    job = Job(message_id, turns(services.settings(), tree.path(answer), continued=True), answer.content)
+    job = Job(
+        message_id,
+        turns(services.settings(), tree.path(answer), continued=True),
+        answer.content,
+        account_id=account_id(),
+    )
     return _generate(conversation, answer, job)
 
 
@@ -135,8 +145,9 @@ def stream(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     with services.database().session() as session:
         conversation = find_conversation(session, conversation_id)
         message = _expect_answer(session, conversation_id, message_id)
+    leave = services.readers().enter(account_id(), services.settings().streams_per_account)
     metrics.resumed_streams.inc()
-    return _stream(conversation, message, int(after))
+    return _stream(conversation, message, int(after), leave)
 
 
 @blueprint.post("/<uuid:message_id>/stop")
@@ -216,14 +227,21 @@ def _wait_for_end(answer: Message) -> Message:
 def _question(
     session: Session, conversation: Conversation, tree: Tree, parent: Message | None, content: str
 ) -> tuple[Message, Job]:
-    """Save a question and the empty answer to it."""
+    """Save a question and the empty answer to it. A Problem (429) where the account has had enough."""
+    _check_allowance(session)
     question = _row(conversation.id, parent, role=Role.USER, status=Status.COMPLETE, content=content, model=None)
     asked = Message(**question)
     answer = _new_answer(asked)
     title = conversation.title or title_of(content)
     _insert(session, conversation, [question, answer], title)
     metrics.messages_total.labels("user", services.model().name).inc()
-    return Message(**answer), Job(answer["id"], turns(services.settings(), [*tree.path(parent), asked]))
+    job = Job(answer["id"], turns(services.settings(), [*tree.path(parent), asked]), account_id=account_id())
+    return Message(**answer), job
+
+
+def _check_allowance(session: Session) -> None:
+    asking = principal()
+    check_allowance(session, asking.account_id, asking.monthly_token_budget, services.settings())
 
 
 def _row(conversation_id: uuid.UUID, parent: Message | None, **values: object) -> dict[str, Any]:
@@ -280,8 +298,10 @@ def _generate(conversation: Conversation, answer: Message, job: Job) -> Response
     return _stream(conversation, answer, len(job.text))
 
 
-def _stream(conversation: Conversation, answer: Message, after: int) -> Response:
-    """The events of an answer behind its first `after` characters."""
+def _stream(
+    conversation: Conversation, answer: Message, after: int, on_close: Callable[[], None] | None = None
+) -> Response:
+    """The events of an answer behind its first `after` characters; `on_close` is called when its reader has left."""
     database, generations = services.database(), services.generations()
 
     def load(message_id: uuid.UUID) -> Message | None:
@@ -295,7 +315,7 @@ def _stream(conversation: Conversation, answer: Message, after: int) -> Response
         "user_message_id": answer.parent_id,
     }
     follower = Follower(services.stream_log(), load, answer.id, after)
-    return event_response(start, after, follower.events())
+    return event_response(start, after, follower.events(), on_close)
 
 
 def title_of(content: str) -> str:

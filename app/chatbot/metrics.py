@@ -56,6 +56,8 @@ stream_duration = Histogram(
     ["model"],
     buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
+sign_ins = Counter("chatbot_sign_ins_total", "Attempts to sign in, by how they ended", ["method", "result"])
+refusals = Counter("chatbot_refusals_total", "Requests refused by a limit or a budget", ["reason"])
 build_info = Gauge(
     "chatbot_build_info", "The running release; always 1", ["release", "colour"], multiprocess_mode="livemax"
 )
@@ -63,6 +65,16 @@ build_info = Gauge(
 
 # What cuts an answer; `worker_lost` is noticed by another process.
 CUT_REASONS = ("stopped", "time_limit", "size_limit", "shutdown", "superseded", "worker_lost")
+
+SIGN_IN_RESULTS = (
+    ("password", "success"),
+    ("password", "failed"),
+    ("password", "disabled"),
+    ("password", "limited"),
+    ("openid", "success"),
+    ("openid", "failed"),
+)
+REFUSALS = ("rate_limit", "sign_in_limit", "account_budget", "instance_budget", "answers", "streams")
 
 
 def count_answer(model: str, status: str, reason: str) -> None:
@@ -94,6 +106,10 @@ def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> No
         tokens_total.labels(settings.model_name, kind)
     for reason in CUT_REASONS:
         cut_answers.labels(settings.model_name, reason)
+    for method, result in SIGN_IN_RESULTS:
+        sign_ins.labels(method, result)
+    for reason in REFUSALS:
+        refusals.labels(reason)
 
     @app.before_request
     def start_clock() -> None:

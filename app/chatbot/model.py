@@ -63,6 +63,7 @@ class Model:
 
     def __init__(self, settings: Settings) -> None:
         self.name = settings.model_name
+        self.context_tokens = settings.model_context_tokens
         self._client = openai.OpenAI(
             base_url=settings.model_base_url,
             api_key=settings.model_api_key.get_secret_value(),

@@ -8,6 +8,7 @@ from chatbot.database import Database
 from chatbot.generations import Generations
 from chatbot.model import Model
 from chatbot.settings import Settings
+from chatbot.streaming import Readers
 from chatbot.streamlog import StreamLog
 
 
@@ -24,6 +25,11 @@ def generations() -> Generations:
 def model() -> Model:
     """The configured model."""
     return cast(Model, current_app.extensions["model"])
+
+
+def readers() -> Readers:
+    """Who follows answers in this process."""
+    return cast(Readers, current_app.extensions["readers"])
 
 
 def settings() -> Settings:

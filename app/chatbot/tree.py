@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from chatbot.database import Message, Role
 from chatbot.model import Turn
 from chatbot.settings import Settings
-
-# A rough lower bound over languages and tokenizers; being wrong only sends fewer old messages.
-CHARS_PER_TOKEN = 3
+from chatbot.usage import CHARS_PER_TOKEN
 
 
 class Tree:

@@ -4,7 +4,6 @@ from typing import cast
 
 from flask import Blueprint, Response, current_app, make_response, render_template
 
-from chatbot.sessions import ensure_session
 from chatbot.settings import Settings
 
 blueprint = Blueprint("web", __name__)
@@ -29,8 +28,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
 
 @blueprint.get("/")
 def page() -> Response:
-    """The page; also begins or renews the browser session."""
-    ensure_session()
+    """The page."""
     response = make_response(render_template("chat.html", settings=cast(Settings, current_app.extensions["settings"])))
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     return response

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from chatbot.factory import create_app
 from chatbot.migrate import migrate
 from chatbot.settings import Settings
@@ -12,7 +13,7 @@ from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from postgresql_server import start_postgresql
-from support import close, empty_database, make_settings
+from support import close, empty_database, make_settings, signed_in
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("CHATBOT_", "PROMETHEUS_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that cost next to nothing."""
+    monkeypatch.setattr("chatbot.passwords.HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    monkeypatch.setattr("chatbot.passwords._nobodys_hash", [])
 
 
 @pytest.fixture
@@ -71,5 +79,5 @@ def app(settings: Settings) -> Iterator[Flask]:
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
-    """A client that keeps cookies."""
-    return app.test_client()
+    """A browser that is signed in."""
+    return signed_in(app)

@@ -13,7 +13,7 @@ from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
-from support import close, eventually, make_settings, parse_events
+from support import close, eventually, make_settings, parse_events, signed_in
 from werkzeug.test import TestResponse
 
 API = "/api/v1/conversations"
@@ -28,6 +28,7 @@ def app(fake: FakeOpenAI, database_url: str) -> Iterator[Flask]:
         rate_limit="1000 per minute",
         rate_limit_address="1000 per minute",
         max_message_chars="100",
+        answers_per_account="100",
     )
     migrate(settings)
     app = create_app(settings)
@@ -108,7 +109,7 @@ def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: ob
     )  # 200 tokens, 600 characters
     migrate(settings)
     app = create_app(settings)
-    client = app.test_client()
+    client = signed_in(app)
     conversation = client.post(API).get_json()["id"]
     for number in range(6):
         assert say(client, conversation, f"{number}" * 120).data
@@ -116,10 +117,8 @@ def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: ob
     assert [turn["content"][:1] for turn in fake.requests[-1]["messages"]] == ["B", "2", "H", "3", "H", "4", "H", "5"]
 
 
-def test_conversations_belong_to_their_browser_session(app: Flask) -> None:
-    mine, other = app.test_client(), app.test_client()
-    mine.get("/")
-    other.get("/")
+def test_conversations_belong_to_their_account(app: Flask) -> None:
+    mine, other = signed_in(app), signed_in(app, "other@example.org")
     conversation = mine.post(API, json={"title": "Mine"}).get_json()
     assert [item["title"] for item in mine.get(API).get_json()["conversations"]] == ["Mine"]
     assert other.get(API).get_json() == {"conversations": []}
@@ -127,20 +126,13 @@ def test_conversations_belong_to_their_browser_session(app: Flask) -> None:
         other.get(f"{API}/{conversation['id']}"),
         other.delete(f"{API}/{conversation['id']}"),
         say(other, conversation["id"]),
-        app.test_client().get(f"{API}/{conversation['id']}"),
     ):
         assert response.status_code == 404
+    assert app.test_client().get(f"{API}/{conversation['id']}").status_code == 401
     assert mine.get(f"{API}/{conversation['id']}").get_json()["messages"] == []
 
 
-def test_without_a_session_the_identifier_is_the_key(app: Flask) -> None:
-    conversation = app.test_client().post(API).get_json()["id"]
-    assert app.test_client().get(f"{API}/{conversation}").status_code == 200
-    assert app.test_client().get(API).get_json() == {"conversations": []}
-
-
 def test_the_most_recent_conversation_is_listed_first(client: FlaskClient) -> None:
-    client.get("/")
     first, second = (client.post(API, json={"title": title}).get_json()["id"] for title in ("first", "second"))
     assert say(client, first).data
     assert [item["id"] for item in client.get(API).get_json()["conversations"]] == [first, second]

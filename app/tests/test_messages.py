@@ -32,7 +32,12 @@ def app(settings_with_room: Any) -> Iterator[Flask]:
 @pytest.fixture
 def settings_with_room(fake: FakeOpenAI, database_url: str) -> Any:
     """Without rate limits that a test could reach."""
-    limits = {"rate_limit": "1000 per minute", "rate_limit_address": "1000 per minute", "max_message_chars": "100"}
+    limits = {
+        "answers_per_account": "100",
+        "rate_limit": "1000 per minute",
+        "rate_limit_address": "1000 per minute",
+        "max_message_chars": "100",
+    }
     return make_settings(fake.url, database_url, **limits)
 
 

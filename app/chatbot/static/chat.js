@@ -7,21 +7,23 @@ const [list, messages, title, text, send, stop, sidebar, menu] =
 
 let current = null; // identifier of the open conversation
 let running = null; // the answer that is being followed: see following()
+let csrf = ""; // what every request that changes something must send
 
 /** An error whose message may be shown, made from a problem document where the server sent one. */
 async function problem(response) {
+  if (response.status === 401) $("account").hidden = false;
   const body = await response.json().catch(() => ({}));
   return new Error(body.detail || `The server answered ${response.status}.`);
 }
 
 async function call(path, options = {}) {
-  const response = await fetch(api + path, options);
+  const response = await fetch(api + path, { ...options, headers: { "X-CSRFToken": csrf } });
   if (!response.ok) throw await problem(response);
   return response.status === 204 ? null : response.json();
 }
 
 function post(path, body, signal) {
-  const headers = { "Content-Type": "application/json" };
+  const headers = { "Content-Type": "application/json", "X-CSRFToken": csrf };
   return fetch(api + path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
@@ -224,4 +226,47 @@ menu.addEventListener("click", () => {
 messages.addEventListener("click", () => sidebar.classList.remove("shown"));
 addEventListener("hashchange", () => open(location.hash.slice(1)));
 
-open(location.hash.slice(1));
+// Signing in and out, and signing up where the settings let everybody or the link brings an invitation.
+
+const invitation = new URLSearchParams(location.search).get("invitation");
+
+async function session() {
+  const response = await fetch("/api/v1/session");
+  if (!response.ok) throw await problem(response);
+  const found = await response.json();
+  csrf = found.csrf_token;
+  $("account").hidden = Boolean(found.account);
+  $("sign-out").hidden = !found.account;
+  $("sign-up").hidden = !(found.sign_up === "open" || (found.sign_up === "invitation" && invitation));
+  $("openid").hidden = !found.openid;
+  $("openid").textContent = `Sign in with ${found.openid?.name}`;
+  if (found.account) open(location.hash.slice(1));
+}
+
+async function enter(path) {
+  const more = path === "/account" && invitation ? { invitation } : {};
+  const body = { email: $("email").value, password: $("password").value, ...more };
+  try {
+    const headers = { "Content-Type": "application/json", "X-CSRFToken": csrf };
+    const response = await fetch(`/api/v1${path}`, { method: "POST", headers, body: JSON.stringify(body) });
+    if (!response.ok) throw await problem(response);
+    $("password").value = $("problem").textContent = "";
+    history.replaceState(null, "", location.pathname + location.hash);
+    await session();
+  } catch (error) {
+    $("problem").textContent = error.message;
+  }
+}
+
+$("account").addEventListener("submit", (event) => {
+  event.preventDefault();
+  enter("/session");
+});
+$("sign-up").addEventListener("click", () => $("account").reportValidity() && enter("/account"));
+$("sign-out").addEventListener("click", async () => {
+  await fetch("/api/v1/session", { method: "DELETE", headers: { "X-CSRFToken": csrf } }).catch(() => null);
+  location.replace("/");
+});
+if (location.search.includes("openid_error")) $("problem").textContent = "This sign-in did not lead to an account.";
+
+session().catch((error) => { $("problem").textContent = error.message; });
