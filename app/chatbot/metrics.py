@@ -1,7 +1,7 @@
 """Metrics for Prometheus at `/metrics`, summed over all workers.
 
 The exporter's own defaults are off: their names are fixed, and they label with the raw path unless told otherwise.
-Labels are bounded: routes instead of paths, known methods, the one configured model.
+Labels are bounded: routes instead of paths, known methods, models that are offered.
 """
 
 import time
@@ -41,6 +41,12 @@ running_generations = Gauge(
     "Answers that are being written, with or without a reader",
     multiprocess_mode="livesum",
 )
+waiting_generations = Gauge(
+    "chatbot_waiting_generations",
+    "Answers that wait for their first piece: the queue in front of the model",
+    multiprocess_mode="livesum",
+)
+model_errors = Counter("chatbot_model_errors_total", "Answers that the model did not finish, by cause", ["model", "kind"])
 cut_answers = Counter(
     "chatbot_cut_answers_total", "Answers that were stopped or interrupted, by what did it", ["model", "reason"]
 )
@@ -56,6 +62,12 @@ stream_duration = Histogram(
     ["model"],
     buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
+token_rate = Histogram(
+    "chatbot_tokens_per_second",
+    "Speed of an answer from its first piece to its end",
+    ["model"],
+    buckets=(1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 250, 500),
+)
 build_info = Gauge(
     "chatbot_build_info", "The running release; always 1", ["release", "colour"], multiprocess_mode="livemax"
 )
@@ -63,6 +75,11 @@ build_info = Gauge(
 
 # What cuts an answer; `worker_lost` is noticed by another process.
 CUT_REASONS = ("stopped", "time_limit", "size_limit", "shutdown", "superseded", "worker_lost")
+# Why a model gave no whole answer: the kinds of a ModelError.
+ERROR_KINDS = (
+    "timeout", "unreachable", "credentials", "unknown_model", "rate_limit", "rejected", "failed", "malformed",
+    "broke_off", "internal",
+)  # fmt: skip
 
 
 def count_answer(model: str, status: str, reason: str) -> None:
@@ -94,6 +111,8 @@ def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> No
         tokens_total.labels(settings.model_name, kind)
     for reason in CUT_REASONS:
         cut_answers.labels(settings.model_name, reason)
+    for kind in ERROR_KINDS:
+        model_errors.labels(settings.model_name, kind)
 
     @app.before_request
     def start_clock() -> None:

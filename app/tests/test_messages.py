@@ -10,7 +10,7 @@ from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
 from chatbot.migrate import migrate
-from chatbot.tree import CONTINUE
+from chatbot.context import CONTINUE
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
