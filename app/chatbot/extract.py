@@ -2,11 +2,11 @@
 
 What it reads comes from strangers, and parsers of PDF have a history of endless loops and exhausted memory. So it lives
 in a process without environment that may use little memory and time, and cannot open a file, a socket or another
-process. It imports nothing of the application. Its answer is one JSON object: `type`, `text` and `pages`, or `error`.
+process. It imports nothing of the application, which in turn imports it for its constants only: the parsers are
+imported where they are used. Its answer is one JSON object: `type`, `text` and `pages`, or `error`.
 """
 
 import contextlib
-import encodings
 import importlib
 import io
 import json
@@ -17,9 +17,10 @@ import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import puremagic
-import pypdf
+if TYPE_CHECKING:
+    import pypdf
 
 MEMORY = 256 * 1024 * 1024
 CPU_SECONDS = 20
@@ -37,7 +38,8 @@ class UnreadableError(Exception):
 
 def confine() -> None:
     """Give up what the work below does not need. Whoever runs out of memory first shall be this process."""
-    for package in (pypdf, encodings):
+    for name in ("puremagic", "pypdf", "encodings"):
+        package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             with contextlib.suppress(ImportError):  # parts are imported late, when no file can be opened any more
                 importlib.import_module(module.name)
@@ -61,6 +63,8 @@ def read(data: bytes, suffix: str) -> dict[str, object]:
         return read_pdf(data)
     if (text := as_text(data)) is not None:
         return {"type": TEXTS.get(suffix, "text/plain"), "text": text[:MAX_CHARACTERS], "pages": None}
+    import puremagic
+
     with contextlib.suppress(puremagic.PureError, ValueError):
         if (kind := puremagic.from_string(data, mime=True)) in IMAGES:
             return {"type": kind, "text": "", "pages": None}
@@ -78,6 +82,8 @@ def as_text(data: bytes) -> str | None:
 
 def read_pdf(data: bytes) -> dict[str, object]:
     """The text of a PDF's pages. Raises UnreadableError."""
+    import pypdf
+
     reader = pypdf.PdfReader(io.BytesIO(data))
     # Many are encrypted with an empty password: they may be read by everybody, but not changed.
     if reader.is_encrypted and not reader.decrypt(""):
@@ -91,7 +97,7 @@ def read_pdf(data: bytes) -> dict[str, object]:
     return {"type": "application/pdf", "text": text, "pages": pages}
 
 
-def texts(reader: pypdf.PdfReader) -> Iterator[str]:
+def texts(reader: "pypdf.PdfReader") -> Iterator[str]:
     """The texts of the first pages, until there is enough."""
     length = 0
     for number, page in enumerate(reader.pages):

@@ -8,7 +8,7 @@ import uuid
 from flask import Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatbot import conversations, health, messages, web
+from chatbot import attachments, conversations, health, messages, models, openapi, web
 from chatbot.cache import LOG_TIMEOUT_SECONDS, connect
 from chatbot.database import Database
 from chatbot.generations import Generations
@@ -16,9 +16,12 @@ from chatbot.metrics import init_metrics
 from chatbot.model import Model
 from chatbot.problems import init_problems
 from chatbot.ratelimits import init_rate_limits
+from chatbot.selection import Selection
 from chatbot.sessions import ActiveSessions, init_sessions, session_id
 from chatbot.settings import Settings
 from chatbot.streamlog import KEEP_ENDED_SECONDS, MemoryLog, StreamLog
+from chatbot.titles import Titles
+from chatbot.uploads import Uploads
 from chatbot.valkeylog import ValkeyLog
 
 log = logging.getLogger(__name__)
@@ -50,15 +53,18 @@ def create_app(settings: Settings) -> Flask:
         "model": model,
         "stream_log": stream_log,
         "generations": Generations(database, model, stream_log, settings.stream_max_seconds),
+        "selection": Selection(settings, model),
+        "titles": Titles(database, model, settings.title_model) if settings.title_model else None,
+        "uploads": Uploads(settings, database),
     }
 
     _log_requests(app)
     init_metrics(app, settings, sessions)
     init_problems(app)
     init_sessions(app)
-    for blueprint in (conversations.blueprint, messages.blueprint, health.blueprint, web.blueprint):
-        app.register_blueprint(blueprint)
-    init_rate_limits(app, settings, valkey, messages.GENERATING)
+    for module in (conversations, messages, attachments, models, health, openapi, web):
+        app.register_blueprint(module.blueprint)
+    init_rate_limits(app, settings, valkey, (*messages.GENERATING, "attachments.upload"))
 
     @app.before_request
     def note_session() -> None:
@@ -67,7 +73,7 @@ def create_app(settings: Settings) -> Flask:
 
     @app.before_request
     def refuse_stale_schema() -> None:
-        if request.blueprint in (conversations.blueprint.name, messages.blueprint.name):
+        if request.blueprint in ("conversations", "messages", "attachments"):
             database.check_schema()
 
     @app.after_request

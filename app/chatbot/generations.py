@@ -49,7 +49,9 @@ class Generations:
             self._running[str(job.message_id)] = generation
             metrics.running_generations.inc()
             start_keeper, self._keeping = not self._keeping, True
-        threading.Thread(target=self._run, args=(generation, job), name=f"generation-{job.message_id}", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(generation, job), name=f"generation-{job.message_id}", daemon=True
+        ).start()
         if start_keeper:
             threading.Thread(target=self._keep, name="generation-keeper", daemon=True).start()
         return generation

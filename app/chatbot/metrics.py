@@ -46,7 +46,7 @@ waiting_generations = Gauge(
     "Answers that wait for their first piece: the queue in front of the model",
     multiprocess_mode="livesum",
 )
-model_errors = Counter("chatbot_model_errors_total", "Answers that the model did not finish, by cause", ["model", "kind"])
+model_errors = Counter("chatbot_model_errors_total", "Answers the model did not finish, by cause", ["model", "kind"])
 cut_answers = Counter(
     "chatbot_cut_answers_total", "Answers that were stopped or interrupted, by what did it", ["model", "reason"]
 )

@@ -54,9 +54,7 @@ class ModelError(Exception):
     `kind` is one of metrics.ERROR_KINDS, for the administrator.
     """
 
-    def __init__(
-        self, status: int, detail: str, *, kind: str = "failed", retry_after: int | None = None
-    ) -> None:
+    def __init__(self, status: int, detail: str, *, kind: str = "failed", retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail

@@ -78,11 +78,11 @@ class Titles:
 
 
 def clean(text: str) -> str:
-    """The title in what a model said: its last line, without decoration, cut to MAX_WORDS; empty where there is none."""
+    """The title in what a model said: its last line, undecorated, of at most MAX_WORDS; empty where there is none."""
     text = re.sub(r"<think>.*?(</think>|$)", "", text, flags=re.DOTALL)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return ""
     line = re.sub(r"^\W*(title|titel|titre|título)\s*:", "", lines[-1], flags=re.IGNORECASE)
-    words = line.strip(" \t#*_`\"'“”„«»‘’.:").split()
+    words = re.sub(r"^[\W_]+|[^\w?!)]+$", "", line).split()
     return title_of(" ".join(words[:MAX_WORDS]).rstrip(",;:"))

@@ -7,8 +7,8 @@ import pytest
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
-from chatbot.messages import title_of
 from chatbot.migrate import migrate
+from chatbot.titles import title_of
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
@@ -122,7 +122,7 @@ def test_conversations_belong_to_their_browser_session(app: Flask) -> None:
     other.get("/")
     conversation = mine.post(API, json={"title": "Mine"}).get_json()
     assert [item["title"] for item in mine.get(API).get_json()["conversations"]] == ["Mine"]
-    assert other.get(API).get_json() == {"conversations": []}
+    assert other.get(API).get_json() == {"conversations": [], "next_cursor": None}
     for response in (
         other.get(f"{API}/{conversation['id']}"),
         other.delete(f"{API}/{conversation['id']}"),
@@ -136,7 +136,7 @@ def test_conversations_belong_to_their_browser_session(app: Flask) -> None:
 def test_without_a_session_the_identifier_is_the_key(app: Flask) -> None:
     conversation = app.test_client().post(API).get_json()["id"]
     assert app.test_client().get(f"{API}/{conversation}").status_code == 200
-    assert app.test_client().get(API).get_json() == {"conversations": []}
+    assert app.test_client().get(API).get_json() == {"conversations": [], "next_cursor": None}
 
 
 def test_the_most_recent_conversation_is_listed_first(client: FlaskClient) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from chatbot.context import CONTINUE
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
 from chatbot.migrate import migrate
-from chatbot.context import CONTINUE
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient

@@ -1,0 +1,184 @@
+"""The API's description (OpenAPI 3.1), made from the routes, the views' docstrings and the Pydantic models.
+
+`operation` says at each view what cannot be seen from outside. It does not touch the view: nothing is checked twice,
+and a request costs nothing more.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Annotated, Any
+
+import orjson
+from flask import Blueprint, Flask, Response, current_app
+from pydantic import BaseModel, WithJsonSchema
+from pydantic.json_schema import JsonSchemaMode, models_json_schema
+from werkzeug.routing import Rule
+
+from chatbot import services
+from chatbot.schemas import ProblemDocument
+
+blueprint = Blueprint("openapi", __name__, url_prefix="/api/v1")
+
+PREFIX = "/api/v1"
+REFERENCE = "#/components/schemas/{model}"
+# What every operation may answer: an error of ours, or a database that is down.
+COMMON_PROBLEMS = (500, 503)
+PROBLEM = "application/problem+json"
+
+
+class Upload(BaseModel):
+    """A form with one file. Described here only: werkzeug reads it."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"})]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """An answer that is not JSON."""
+
+    type: str
+    description: str
+
+
+FILE = Media("*/*", "The file, as an attachment.")
+EVENTS = Media("text/event-stream", "Server-Sent Events: `start`, `delta`…, then `done` or `error`; see app/README.md.")
+
+type Content = type[BaseModel] | Media | tuple[Media, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a view takes and answers."""
+
+    answers: Mapping[int, Content]
+    body: type[BaseModel] | None
+    body_optional: bool
+    query: type[BaseModel] | None
+    headers: tuple[dict[str, Any], ...]
+    problems: tuple[int, ...]
+
+    def models(self) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
+        """The models it refers to."""
+        answers = [model for model in self.answers.values() if isinstance(model, type)]
+        return [(model, "serialization") for model in answers] + ([(self.body, "validation")] if self.body else [])
+
+
+def operation[View: Callable[..., Any]](
+    answers: Mapping[int, Content],
+    *,
+    body: type[BaseModel] | None = None,
+    body_optional: bool = False,
+    query: type[BaseModel] | None = None,
+    headers: Iterable[dict[str, Any]] = (),
+    problems: Iterable[int] = (),
+) -> Callable[[View], View]:
+    """Describe a view: a model for each status it answers with, what it takes, and the statuses of its problems."""
+
+    def describe(view: View) -> View:
+        view.operation = Operation(  # type: ignore[attr-defined]
+            answers, body, body_optional, query, tuple(headers), (*problems, *COMMON_PROBLEMS)
+        )
+        return view
+
+    return describe
+
+
+@blueprint.get("/openapi.json")
+def document() -> Response:
+    """The API's description."""
+    if "openapi" not in current_app.extensions:
+        current_app.extensions["openapi"] = orjson.dumps(describe_api(current_app, services.settings().release))
+    return Response(current_app.extensions["openapi"], content_type="application/json")
+
+
+def routes(app: Flask) -> list[tuple[Rule, str, Operation | None]]:
+    """The API's routes: rule, method, and the description where the view has one."""
+    found = []
+    for rule in app.url_map.iter_rules():
+        if rule.rule.startswith(f"{PREFIX}/") and rule.endpoint != "openapi.document":
+            view = app.view_functions[rule.endpoint]
+            for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+                found.append((rule, method, getattr(view, "operation", None)))
+    return found
+
+
+def describe_api(app: Flask, release: str) -> dict[str, Any]:
+    """The document, as JSON types. Views without description are left out; a test says which they are."""
+    described = [(rule, method, described) for rule, method, described in routes(app) if described is not None]
+    models: dict[tuple[type[BaseModel], JsonSchemaMode], None] = {(ProblemDocument, "serialization"): None}
+    for *_, what in described:
+        models |= dict.fromkeys(what.models())
+    references, definitions = models_json_schema(list(models), ref_template=REFERENCE)
+    paths: dict[str, dict[str, Any]] = {}
+    for rule, method, what in described:
+        path = re.sub(r"<(?:[^:>]+:)?([^>]+)>", r"{\1}", rule.rule.removeprefix(PREFIX))
+        view = app.view_functions[rule.endpoint]
+        paths.setdefault(path, {})[method.lower()] = _operation(rule, what, view.__doc__ or "", references)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Chatbot", "version": release, "description": "Errors are problem documents (RFC 9457)."},
+        "servers": [{"url": PREFIX}],
+        "paths": dict(sorted(paths.items())),
+        "components": {"schemas": definitions["$defs"]},
+    }
+
+
+def _operation(rule: Rule, what: Operation, text: str, references: Mapping[Any, Any]) -> dict[str, Any]:
+    summary, _, description = (line.strip() for line in text.strip().partition("\n"))
+    described: dict[str, Any] = {
+        "operationId": rule.endpoint.replace(".", "_"),
+        "tags": [rule.endpoint.partition(".")[0]],
+        "summary": summary,
+        "description": re.sub(r"\n +", "\n", description),
+        "parameters": [*_path_parameters(rule), *_query_parameters(what.query), *what.headers],
+        "responses": _responses(what, references),
+    }
+    if what.body is not None:
+        media = "multipart/form-data" if what.body is Upload else "application/json"
+        schema = references[what.body, "validation"]
+        described["requestBody"] = {"required": not what.body_optional, "content": {media: {"schema": schema}}}
+    return described
+
+
+def _path_parameters(rule: Rule) -> list[dict[str, Any]]:
+    names = re.findall(r"<(?:[^:>]+:)?([^>]+)>", rule.rule)
+    schema = {"type": "string", "format": "uuid"}
+    return [{"name": name, "in": "path", "required": True, "schema": schema} for name in names]
+
+
+def _query_parameters(query: type[BaseModel] | None) -> list[dict[str, Any]]:
+    if query is None:
+        return []
+    schema = query.model_json_schema(ref_template=REFERENCE)
+    required = schema.get("required", ())
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": field}
+        for name, field in schema["properties"].items()
+    ]
+
+
+def _responses(what: Operation, references: Mapping[Any, Any]) -> dict[str, Any]:
+    problem = {PROBLEM: {"schema": references[ProblemDocument, "serialization"]}}
+    answers = {str(status): _response(status, content, references) for status, content in what.answers.items()}
+    problems = {
+        str(status): {"description": HTTPStatus(status).phrase, "content": problem} for status in sorted(what.problems)
+    }
+    return answers | {status: response for status, response in problems.items() if status not in answers}
+
+
+def _response(status: int, content: Content, references: Mapping[Any, Any]) -> dict[str, Any]:
+    phrase = HTTPStatus(status).phrase
+    if content is None:
+        return {"description": phrase}
+    if isinstance(content, type):
+        return {
+            "description": phrase,
+            "content": {"application/json": {"schema": references[content, "serialization"]}},
+        }
+    media = content if isinstance(content, tuple) else (content,)
+    return {
+        "description": " ".join(dict.fromkeys(item.description for item in media)),
+        "content": {item.type: {"schema": {"type": "string"}} for item in media},
+    }
