@@ -41,8 +41,10 @@ def confine() -> None:
     for name in ("puremagic", "pypdf", "encodings"):
         package = importlib.import_module(name)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            with contextlib.suppress(ImportError):  # parts are imported late, when no file can be opened any more
-                importlib.import_module(module.name)
+            # Parts are imported late, when no file can be opened any more.
+            if not module.name.endswith("__main__"):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(module.name)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     os.nice(10)

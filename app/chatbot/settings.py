@@ -62,7 +62,7 @@ class Settings(BaseModel):
     model_temperature: float | None = Field(default=None, ge=0, le=2)
     model_timeout: float = Field(default=120, gt=0)
     model_vision: bool = False
-    models: Annotated[tuple[ModelName, ...], BeforeValidator(_listed)] = ()
+    models: Annotated[tuple[ModelName, ...] | None, BeforeValidator(_listed)] = None
     title_model: ModelName | None = None
     system_prompt: str | None = None
     demo_model: bool = False
