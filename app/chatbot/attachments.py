@@ -80,7 +80,7 @@ def content(attachment_id: uuid.UUID) -> Response:
 
 
 @blueprint.delete("/attachments/<uuid:attachment_id>")
-@operation({204: None}, problems=(404, 409))
+@operation({204: ()}, problems=(404, 409))
 def remove(attachment_id: uuid.UUID) -> tuple[str, int]:
     """Delete a file that was not sent yet; with a message it stays as long as the conversation."""
     with services.database().session() as session:

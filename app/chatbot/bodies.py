@@ -5,7 +5,7 @@ from typing import Annotated
 
 import orjson
 from flask import Response, request
-from pydantic import AfterValidator, BaseModel, Strict, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, Strict, ValidationError
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from chatbot.problems import Problem
@@ -24,7 +24,13 @@ def _not_blank(text: str) -> str:
     return text
 
 
-Content = Annotated[str, Strict(), AfterValidator(storable), AfterValidator(_not_blank)]
+Content = Annotated[
+    str,
+    Strict(),
+    AfterValidator(storable),
+    AfterValidator(_not_blank),
+    Field(json_schema_extra={"minLength": 1, "pattern": r"\S"}),
+]
 
 
 def read_body[Body: BaseModel](model: type[Body], *, optional: bool = False) -> Body:

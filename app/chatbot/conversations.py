@@ -39,16 +39,9 @@ blueprint = Blueprint("conversations", __name__, url_prefix="/api/v1/conversatio
 CURSOR = TypeAdapter(tuple[AwareDatetime, uuid.UUID])
 
 
-def _given(value: object) -> object:
-    """Null does not mean "leave it": that is said by leaving the field out."""
-    if value is None:
-        raise ValueError("must not be null")
-    return value
-
-
 def _position(value: object) -> object:
-    if not isinstance(value, str):
-        return value
+    if not isinstance(value, str) or not value:
+        return value or None
     try:
         return CURSOR.validate_json(base64.urlsafe_b64decode(value.encode()))
     except (binascii.Error, UnicodeEncodeError, ValidationError, OverflowError):
@@ -77,16 +70,16 @@ class NewConversation(BaseModel):
 
 
 class ConversationChange(BaseModel):
-    """Body of PATCH /conversations/<id>: what is left out stays. Null resets model and system prompt.
+    """Body of PATCH /conversations/<id>: what is left out stays, null goes back to what a new conversation has.
 
     `current_message_id` shows the branch that leads through this message.
     """
 
     model_config = ConfigDict(extra="forbid")
-    title: Annotated[GivenTitle | None, BeforeValidator(_given)] = None
+    title: GivenTitle | None = None
     model: ModelName | None = None
     system_prompt: SystemPrompt | None = None
-    current_message_id: Annotated[uuid.UUID | None, BeforeValidator(_given)] = None
+    current_message_id: uuid.UUID | None = None
 
 
 class Page(BaseModel):
@@ -153,7 +146,7 @@ def index() -> Response:
 
 
 @blueprint.delete("")
-@operation({204: None})
+@operation({204: ()})
 def delete_all() -> tuple[str, int]:
     """Delete all one's own conversations with everything in them."""
     owner = _owner()
@@ -190,12 +183,12 @@ def change(conversation_id: uuid.UUID) -> Response:
         if body.current_message_id and body.current_message_id not in {message.id for message in messages}:
             raise invalid("current_message_id", "is not a message of this conversation")
         for name, value in given.items():
-            setattr(conversation, name, value or None)
+            setattr(conversation, name, value or ("" if name == "title" else None))
     return respond(_whole(conversation, messages, attachments))
 
 
 @blueprint.delete("/<uuid:conversation_id>")
-@operation({204: None}, problems=(404,))
+@operation({204: ()}, problems=(404,))
 def remove(conversation_id: uuid.UUID) -> tuple[str, int]:
     """Delete a conversation, its messages and files; answers in progress end."""
     with services.database().session() as session:
@@ -207,7 +200,7 @@ def remove(conversation_id: uuid.UUID) -> tuple[str, int]:
 
 @blueprint.get("/<uuid:conversation_id>/export")
 @operation(
-    {200: (Media("text/markdown", "The branch that is shown."), Media("application/json", "Everything."))},
+    {200: (schemas.WholeConversation, Media("text/markdown", "The branch that is shown."))},
     query=Export,
     problems=(404, 422),
 )

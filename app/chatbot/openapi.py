@@ -6,7 +6,7 @@ and a request costs nothing more.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -31,7 +31,9 @@ PROBLEM = "application/problem+json"
 class Upload(BaseModel):
     """A form with one file. Described here only: werkzeug reads it."""
 
-    file: Annotated[bytes, WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"})]
+    file: Annotated[
+        bytes, WithJsonSchema({"type": "string", "minLength": 1, "contentMediaType": "application/octet-stream"})
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +42,32 @@ class Media:
 
     type: str
     description: str
+    schema: Mapping[str, Any] = field(default_factory=lambda: {"type": "string"})
 
 
 FILE = Media("*/*", "The file, as an attachment.")
-EVENTS = Media("text/event-stream", "Server-Sent Events: `start`, `delta`…, then `done` or `error`; see app/README.md.")
+EVENTS = Media(
+    "text/event-stream",
+    "Server-Sent Events: `start`, `delta`…, then `done` or `error`; `data` is JSON. See app/README.md.",
+    # Of one event.
+    {
+        "type": "object",
+        "properties": {
+            "event": {"enum": ["start", "delta", "done", "error"]},
+            "id": {"type": "string"},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+    },
+)
 
-type Content = type[BaseModel] | Media | tuple[Media, ...] | None
+type Content = type[BaseModel] | Media
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What a view takes and answers."""
 
-    answers: Mapping[int, Content]
+    answers: Mapping[int, tuple[Content, ...]]
     body: type[BaseModel] | None
     body_optional: bool
     query: type[BaseModel] | None
@@ -61,12 +76,12 @@ class Operation:
 
     def models(self) -> list[tuple[type[BaseModel], JsonSchemaMode]]:
         """The models it refers to."""
-        answers = [model for model in self.answers.values() if isinstance(model, type)]
+        answers = [content for contents in self.answers.values() for content in contents if isinstance(content, type)]
         return [(model, "serialization") for model in answers] + ([(self.body, "validation")] if self.body else [])
 
 
 def operation[View: Callable[..., Any]](
-    answers: Mapping[int, Content],
+    answers: Mapping[int, Content | tuple[Content, ...]],
     *,
     body: type[BaseModel] | None = None,
     body_optional: bool = False,
@@ -74,11 +89,12 @@ def operation[View: Callable[..., Any]](
     headers: Iterable[dict[str, Any]] = (),
     problems: Iterable[int] = (),
 ) -> Callable[[View], View]:
-    """Describe a view: a model for each status it answers with, what it takes, and the statuses of its problems."""
+    """Describe a view: what it answers with each status, what it takes, and the statuses of its problems."""
+    contents = {status: content if isinstance(content, tuple) else (content,) for status, content in answers.items()}
 
     def describe(view: View) -> View:
         view.operation = Operation(  # type: ignore[attr-defined]
-            answers, body, body_optional, query, tuple(headers), (*problems, *COMMON_PROBLEMS)
+            contents, body, body_optional, query, tuple(headers), (*problems, *COMMON_PROBLEMS)
         )
         return view
 
@@ -161,24 +177,20 @@ def _query_parameters(query: type[BaseModel] | None) -> list[dict[str, Any]]:
 
 def _responses(what: Operation, references: Mapping[Any, Any]) -> dict[str, Any]:
     problem = {PROBLEM: {"schema": references[ProblemDocument, "serialization"]}}
-    answers = {str(status): _response(status, content, references) for status, content in what.answers.items()}
+    answers = {str(status): _response(status, contents, references) for status, contents in what.answers.items()}
     problems = {
         str(status): {"description": HTTPStatus(status).phrase, "content": problem} for status in sorted(what.problems)
     }
     return answers | {status: response for status, response in problems.items() if status not in answers}
 
 
-def _response(status: int, content: Content, references: Mapping[Any, Any]) -> dict[str, Any]:
-    phrase = HTTPStatus(status).phrase
-    if content is None:
-        return {"description": phrase}
-    if isinstance(content, type):
-        return {
-            "description": phrase,
-            "content": {"application/json": {"schema": references[content, "serialization"]}},
-        }
-    media = content if isinstance(content, tuple) else (content,)
-    return {
-        "description": " ".join(dict.fromkeys(item.description for item in media)),
-        "content": {item.type: {"schema": {"type": "string"}} for item in media},
-    }
+def _response(status: int, contents: tuple[Content, ...], references: Mapping[Any, Any]) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    for content in contents:
+        if isinstance(content, type):
+            media, schema = "application/json", references[content, "serialization"]
+        else:
+            media, schema = content.type, content.schema
+            response["description"] += f". {content.description}"
+        response.setdefault("content", {})[media] = {"schema": schema}
+    return response

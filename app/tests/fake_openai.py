@@ -135,8 +135,6 @@ class FakeOpenAI:
             return
         event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
         if self.usage:
-            event(
-                usage={"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)}
-            )
+            event(usage={"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)})
         send(b"data: [DONE]\n\n")
         handler.wfile.write(b"0\r\n\r\n")

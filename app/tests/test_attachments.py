@@ -170,9 +170,7 @@ def test_too_many_files(client: FlaskClient, conversation: str) -> None:
     assert upload(client, conversation, b"x").status_code == 409
 
 
-def test_an_unsent_file_can_be_deleted_a_sent_one_stays(
-    client: FlaskClient, conversation: str, tmp_path: Path
-) -> None:
+def test_an_unsent_file_can_be_deleted_a_sent_one_stays(client: FlaskClient, conversation: str, tmp_path: Path) -> None:
     unsent, sent = identifier(client, conversation), identifier(client, conversation)
     say(client, conversation, attachments=[sent])
     assert client.delete(f"/api/v1/attachments/{unsent}").status_code == 204
@@ -251,9 +249,7 @@ def test_without_a_data_directory_nothing_is_taken(app: Flask, client: FlaskClie
     assert uploads.types() == []
 
 
-def test_a_full_disk_refuses_files(
-    client: FlaskClient, conversation: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_refuses_files(client: FlaskClient, conversation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatbot.uploads.KEEP_FREE", 2**60)
     assert upload(client, conversation, b"x").status_code == 507
 

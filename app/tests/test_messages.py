@@ -108,7 +108,7 @@ def test_the_branch_can_be_chosen(client: FlaskClient, conversation: str, fake: 
     say(client, conversation, "three")
     assert branch(client, conversation)[-2:] == ["three", "Again"]
     assert client.patch(conversation, json={"current_message_id": str(uuid.uuid4())}).status_code == 422
-    assert client.patch(conversation, json={"current_message_id": None}).status_code == 422
+    assert client.patch(conversation, json={"current_message_id": "newest"}).status_code == 422
 
 
 @pytest.mark.parametrize(
