@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.datastructures import FileStorage
 
 from chatbot import extract
+from chatbot.bodies import invalid
 from chatbot.database import Attachment, Database
 from chatbot.problems import Problem
 from chatbot.settings import Settings
@@ -84,7 +85,7 @@ class Uploads:
         if size > limit:
             raise Problem(413, "File too large", f"A file may have {limit} bytes; this one has more.")
         if size == 0:
-            raise Problem(422, "Invalid request", "file: is empty")
+            raise invalid("file", "is empty")
         return size
 
     def examine(self, identifier: uuid.UUID, name: str) -> Finding:
