@@ -87,7 +87,7 @@ def test_a_file_is_described_and_can_be_downloaded(client: FlaskClient, conversa
     }  # fmt: skip
     assert files(tmp_path) == {attachment["id"]}
     assert client.get(conversation).get_json()["attachments"] == [attachment]
-    download = client.get(response.headers["Location"])
+    download = client.get(response.headers["Location"], buffered=True)
     assert download.data == data
     assert download.headers["Content-Disposition"].startswith("attachment;")
     assert download.headers["Content-Security-Policy"].startswith("sandbox")
