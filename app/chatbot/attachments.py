@@ -59,7 +59,7 @@ def upload(conversation_id: uuid.UUID) -> Response:
 
 
 @blueprint.get("/attachments/<uuid:attachment_id>/content")
-@operation({200: FILE}, problems=(404,))
+@operation({200: FILE}, problems=(404, 501))
 def content(attachment_id: uuid.UUID) -> Response:
     """Download a file as it was uploaded."""
     with services.database().session() as session:

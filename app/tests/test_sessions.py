@@ -51,7 +51,7 @@ def test_the_session_survives_and_the_api_sets_no_cookies(client: FlaskClient) -
 
 def test_a_forged_cookie_is_no_session(client: FlaskClient) -> None:
     client.set_cookie("chatbot_session", "eyJpZCI6ImFkbWluIn0.aaaa.bbbb")
-    assert client.get("/api/v1/conversations").get_json() == {"conversations": []}
+    assert client.get("/api/v1/conversations").get_json() == {"conversations": [], "next_cursor": None}
 
 
 def test_active_sessions_of_one_process(clock: list[float]) -> None:
