@@ -28,6 +28,10 @@ demo: bootstrap  ## A server in a container on this machine: from bare Debian to
 demo-down: bootstrap  ## Remove the demo and all it has stored
 	@tools/demo down
 
+.PHONY: dev
+dev: tools  ## The application on this machine, restarted on every change: MODEL_URL=… MODEL_KEY=… for another model
+	@tools/dev
+
 .PHONY: inventory
 inventory: tools  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
 	@tools/new-inventory

@@ -1,24 +1,21 @@
 """The API of one's own account."""
 
-import contextlib
 import logging
-import uuid
-from typing import Any
 
-from flask import Blueprint
+from flask import Blueprint, Response
 from pydantic import BaseModel, ConfigDict
-from sqlalchemy import select
-from sqlalchemy.orm import Session
 
-from chatbot import accounts, services
-from chatbot.bodies import read_body
-from chatbot.database import Account, Conversation, Message, Status, now
+from chatbot import accounts, schemas, services
+from chatbot.bodies import read_body, respond
+from chatbot.conversations import clean_up
+from chatbot.database import Account, Conversation, now
 from chatbot.guessing import client_address
 from chatbot.identity import end_session, in_person, own_account, principal
+from chatbot.openapi import operation
 from chatbot.passwords import hash_password
 from chatbot.problems import Problem
-from chatbot.signin import Name, Password, account_json, confirm_password, refuse_weak
-from chatbot.streamlog import LogUnavailableError
+from chatbot.removal import delete_conversations
+from chatbot.signin import BODY, Name, Password, confirm_password, refuse_weak
 from chatbot.usage import budget_of, month_of, used_by, used_by_all
 
 log = logging.getLogger(__name__)
@@ -48,27 +45,32 @@ class Farewell(BaseModel):
 
 
 @blueprint.get("")
-def show() -> dict[str, Any]:
+@operation({200: schemas.Account})
+def show() -> Response:
     """The account that is asking."""
-    with services.database().session() as session:
-        return account_json(own_account(session))
+    return respond(schemas.Account.model_validate(_own()))
 
 
 @blueprint.patch("")
 @in_person
-def change() -> dict[str, Any]:
+@operation({200: schemas.Account}, body=AccountChange, problems=BODY)
+def change() -> Response:
     """Change the name."""
     body = read_body(AccountChange)
     with services.database().session() as session:
         account = own_account(session)
         account.name = body.name
-    return account_json(account)
+    return respond(schemas.Account.model_validate(account))
 
 
 @blueprint.post("/password")
 @in_person
+@operation({204: ()}, body=NewPassword, problems=(*BODY, 409, 429))
 def change_password() -> tuple[str, int]:
-    """Change the password, which ends all other sign-ins. API tokens stay: they are revoked one by one."""
+    """Change the password, which ends all other sign-ins.
+
+    API tokens stay: they are revoked one by one.
+    """
     body = read_body(NewPassword)
     account = _own()
     confirm_password(account, body.current, "current")
@@ -84,8 +86,12 @@ def change_password() -> tuple[str, int]:
 
 @blueprint.delete("")
 @in_person
+@operation({204: ()}, body=Farewell, body_optional=True, problems=(*BODY, 409, 429))
 def delete() -> tuple[str, int]:
-    """Delete the account with all that belongs to it. One without a password needs no confirmation."""
+    """Delete the account with all that belongs to it.
+
+    An account without a password needs no confirmation.
+    """
     body = read_body(Farewell, optional=True)
     account = _own()
     if account.password_hash is not None:
@@ -94,41 +100,38 @@ def delete() -> tuple[str, int]:
         account = own_account(session)
         if accounts.is_last_admin(session, account):
             raise Problem(409, "Conflict", "The last administrator cannot be deleted.")
-        streaming = _streaming(session, account.id)
+        gone = delete_conversations(session, Conversation.account_id == account.id)
         session.delete(account)
-    for message_id in streaming:
-        with contextlib.suppress(LogUnavailableError):  # its process notices when it saves next
-            services.generations().stop(message_id)
+    clean_up(gone)
     log.info("account deleted", extra={"account": str(account.id), "address": client_address()})
     end_session()
     return "", 204
 
 
 @blueprint.get("/usage")
-def usage() -> dict[str, Any]:
-    """The tokens of this month and how many there may be; the whole service's for administrators."""
+@operation({200: schemas.MonthlyUsage})
+def usage() -> Response:
+    """The tokens of this month and how many there may be.
+
+    Those of the whole service only for administrators.
+    """
     asking, settings = principal(), services.settings()
     with services.database().session() as session:
         prompt, completion = used_by(session, asking.account_id)
         everybodys = used_by_all(session) if asking.is_admin else None
-    return {
-        "month": month_of(now()),
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "budget": budget_of(asking.monthly_token_budget, settings),
-        "instance_total_tokens": everybodys,
-        "instance_budget": settings.instance_token_budget if asking.is_admin else None,
-    }
+    return respond(
+        schemas.MonthlyUsage(
+            month=month_of(now()),
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            budget=budget_of(asking.monthly_token_budget, settings),
+            instance_total_tokens=everybodys,
+            instance_budget=settings.instance_token_budget if asking.is_admin else None,
+        )
+    )
 
 
 def _own() -> Account:
     with services.database().session() as session:
         return own_account(session)
-
-
-def _streaming(session: Session, owner: uuid.UUID) -> list[uuid.UUID]:
-    """The answers that are being written for an account."""
-    mine = select(Conversation.id).where(Conversation.account_id == owner)
-    running = select(Message.id).where(Message.status == Status.STREAMING, Message.conversation_id.in_(mine))
-    return list(session.scalars(running))

@@ -2,25 +2,32 @@
 
 import logging
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
-from flask import Blueprint, request
-from pydantic import BaseModel, ConfigDict, Field
+from flask import Blueprint, Response
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy import select
 
-from chatbot import accounts, services
+from chatbot import accounts, schemas, services
 from chatbot.accounts import Email
-from chatbot.bodies import read_body
+from chatbot.bodies import read_body, read_query, respond, storable
 from chatbot.database import Account, AccountRole, Invitation, now
 from chatbot.identity import account_id, admin_only
+from chatbot.openapi import operation
 from chatbot.problems import Problem
-from chatbot.signin import account_json
 from chatbot.usage import used_in_month
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("admin", __name__, url_prefix="/api/v1/admin")
 
 LIST_LIMIT = 200
+
+
+class AccountSearch(BaseModel):
+    """Query of GET /admin/accounts."""
+
+    model_config = ConfigDict(extra="forbid")
+    search: Annotated[str, StringConstraints(strip_whitespace=True, max_length=254), AfterValidator(storable)] = ""
 
 
 class AccountAdministration(BaseModel):
@@ -42,17 +49,23 @@ class NewInvitation(BaseModel):
 
 @blueprint.get("/accounts")
 @admin_only
-def index() -> dict[str, Any]:
-    """Accounts whose e-mail address or name holds `search`, at most LIST_LIMIT, with what they have used this month."""
+@operation({200: schemas.AccountList}, query=AccountSearch, problems=(422,))
+def index() -> Response:
+    """Accounts whose e-mail address or name holds `search`, with what they have used this month.
+
+    The first 200 of them.
+    """
+    wanted = read_query(AccountSearch).search
     with services.database().session() as session:
-        found = accounts.search(session, request.args.get("search", "").replace("\x00", ""), LIST_LIMIT)
+        found = accounts.search(session, wanted, LIST_LIMIT)
         used = used_in_month(session, [account.id for account in found])
-    return {"accounts": [_account_json(account, used.get(account.id, 0)) for account in found]}
+    return respond(schemas.AccountList(accounts=[_account(account, used.get(account.id, 0)) for account in found]))
 
 
 @blueprint.patch("/accounts/<uuid:target_id>")
 @admin_only
-def change(target_id: uuid.UUID) -> dict[str, Any]:
+@operation({200: schemas.AdministeredAccount}, body=AccountAdministration, problems=(400, 404, 409, 413, 415, 422))
+def change(target_id: uuid.UUID) -> Response:
     """Change role, budget, or whether the account may do anything at all."""
     body = read_body(AccountAdministration)
     with services.database().session() as session:
@@ -72,31 +85,37 @@ def change(target_id: uuid.UUID) -> dict[str, Any]:
         used = used_in_month(session, [account.id])
     changes = {"account": str(target_id), "by": str(account_id()), "changed": sorted(body.model_fields_set)}
     log.info("account changed", extra=changes)
-    return _account_json(account, used.get(account.id, 0))
+    return respond(_account(account, used.get(account.id, 0)))
 
 
 @blueprint.get("/invitations")
 @admin_only
-def invitations() -> dict[str, Any]:
+@operation({200: schemas.InvitationList})
+def invitations() -> Response:
     """Invitations that can still be used, and those used; without their codes."""
     with services.database().session() as session:
         found = session.scalars(select(Invitation).order_by(Invitation.created_at.desc()).limit(LIST_LIMIT)).all()
-    return {"invitations": [invitation_json(invitation) for invitation in found]}
+    return respond(schemas.InvitationList(invitations=[schemas.Invitation(**_fields(each)) for each in found]))
 
 
 @blueprint.post("/invitations")
 @admin_only
-def invite() -> tuple[dict[str, Any], int]:
-    """Invite somebody: whoever has the link, or only the owner of an e-mail address. The code is shown only here."""
+@operation({201: schemas.CreatedInvitation}, body=NewInvitation, body_optional=True, problems=(400, 413, 415, 422))
+def invite() -> Response:
+    """Invite somebody.
+
+    Whoever has the link, or only the owner of an e-mail address. The code is shown only here.
+    """
     body = read_body(NewInvitation, optional=True)
     with services.database().session() as session:
         invitation, code = accounts.invite(session, body.email, body.expires_in_days)
     log.info("invitation created", extra={"invitation": str(invitation.id), "by": str(account_id())})
-    return invitation_json(invitation) | {"code": code, "url": f"/?invitation={code}"}, 201
+    return respond(schemas.CreatedInvitation(**_fields(invitation), code=code, url=f"/?invitation={code}"), 201)
 
 
 @blueprint.delete("/invitations/<uuid:invitation_id>")
 @admin_only
+@operation({204: ()}, problems=(404,))
 def uninvite(invitation_id: uuid.UUID) -> tuple[str, int]:
     """Take an invitation back."""
     with services.database().session() as session:
@@ -105,22 +124,22 @@ def uninvite(invitation_id: uuid.UUID) -> tuple[str, int]:
     return "", 204
 
 
-def _account_json(account: Account, used: int) -> dict[str, Any]:
-    return account_json(account) | {
-        "disabled": account.disabled,
-        "monthly_token_budget": account.monthly_token_budget,
-        "total_tokens": used,
-        "last_sign_in_at": account.last_sign_in_at.isoformat() if account.last_sign_in_at else None,
-    }
+def _account(account: Account, used: int) -> schemas.AdministeredAccount:
+    return schemas.AdministeredAccount(
+        **schemas.Account.model_validate(account).model_dump(),
+        disabled=account.disabled,
+        monthly_token_budget=account.monthly_token_budget,
+        total_tokens=used,
+        last_sign_in_at=account.last_sign_in_at,
+    )
 
 
-def invitation_json(invitation: Invitation) -> dict[str, Any]:
-    """An invitation without its code."""
+def _fields(invitation: Invitation) -> dict[str, Any]:
     return {
-        "id": str(invitation.id),
+        "id": invitation.id,
         "email": invitation.email,
-        "created_at": invitation.created_at.isoformat(),
-        "expires_at": invitation.expires_at.isoformat(),
-        "used_at": invitation.used_at.isoformat() if invitation.used_at else None,
+        "created_at": invitation.created_at,
+        "expires_at": invitation.expires_at,
+        "used_at": invitation.used_at,
         "usable": invitation.used_at is None and invitation.expires_at > now(),
     }

@@ -15,11 +15,13 @@ from sqlalchemy.orm import Session
 
 from chatbot import accounts
 from chatbot.accounts import SCOPES, TOKEN_PREFIX, EmailTakenError, normal_email
-from chatbot.database import Account, AccountRole, ApiToken, Database, Invitation, SignIn, now
+from chatbot.database import Account, AccountRole, ApiToken, Conversation, Database, Invitation, SignIn, now
 from chatbot.logs import logging_config
 from chatbot.migrate import migrate as run_migrations
 from chatbot.passwords import hash_password
+from chatbot.removal import delete_conversations
 from chatbot.settings import Settings, load_settings
+from chatbot.uploads import Uploads
 from chatbot.usage import used_in_month
 
 
@@ -235,12 +237,15 @@ def set_budget(email: str, tokens: str) -> None:
 @EMAIL
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete_account(email: str, yes: bool) -> None:
-    """Delete an account with all its conversations. What it has used still counts for the service's budget."""
+    """Delete an account with its conversations and files. What it has used still counts for the service's budget."""
     with _session() as session:
         account = _found(session, email)
         if not yes:
             click.confirm(f"Delete {email} and all its conversations?", abort=True)
+        gone = delete_conversations(session, Conversation.account_id == account.id)
         session.delete(account)
+    given = load_settings()
+    Uploads(given, Database(given)).remove(gone.files)
     click.echo(f"deleted: {email}")
 
 

@@ -19,6 +19,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import (
+    JSON,
     BigInteger,
     CheckConstraint,
     DateTime,
@@ -114,6 +115,10 @@ class Conversation(Base):
     updated_at: Mapped[datetime] = mapped_column(default=now)
     # A message of the branch that the reader has chosen; null (or a message that is gone) means the newest one.
     current_message_id: Mapped[uuid.UUID | None]
+    # Null: the configured model.
+    model: Mapped[str | None] = mapped_column(String(100))
+    # Follows the configured one.
+    system_prompt: Mapped[str | None] = mapped_column(Text)
 
 
 class Message(Base):
@@ -144,6 +149,9 @@ class Message(Base):
     # The model's word (`stop`, `length`) or ours (`reason` of a Generation).
     finish_reason: Mapped[str | None] = mapped_column(String(32))
     error: Mapped[str | None] = mapped_column(String(500))
+    # Identifiers of the files that were sent with a question, in their order. Here and not in a table of their own: a
+    # conversation without files costs no further query.
+    attachment_ids: Mapped[list[str] | None] = mapped_column(JSON(none_as_null=True))
     created_at: Mapped[datetime] = mapped_column(default=now)
     updated_at: Mapped[datetime] = mapped_column(default=now)
 
@@ -233,6 +241,26 @@ class Usage(Base):
     account_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
     completion_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+
+
+class Attachment(Base):
+    """An uploaded file of a conversation. Its bytes are in the data directory, under its identifier as name."""
+
+    __tablename__ = "attachments"
+    __table_args__ = (Index(None, "conversation_id", "created_at"),)
+
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, default=uuid.uuid4)
+    conversation_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("conversations.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(200))
+    type: Mapped[str] = mapped_column(String(100))
+    bytes: Mapped[int]
+    pages: Mapped[int | None]
+    # Length of `text`, what the model is given of it; an image has none.
+    characters: Mapped[int] = mapped_column(default=0)
+    text: Mapped[str] = mapped_column(Text, default="", deferred=True)
+    # Part of a message: it stays as long as the conversation.
+    sent: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime] = mapped_column(default=now)
 
 
 # The tables themselves: statements on them cost half of those on the classes, where an answer has to be quick.

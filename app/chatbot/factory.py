@@ -8,7 +8,19 @@ import uuid
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatbot import account, admin, conversations, health, messages, signin, tokens, web
+from chatbot import (
+    account,
+    admin,
+    attachments,
+    conversations,
+    health,
+    messages,
+    models,
+    openapi,
+    signin,
+    tokens,
+    web,
+)
 from chatbot.cache import LOG_TIMEOUT_SECONDS, connect
 from chatbot.cors import init_cors
 from chatbot.database import Database
@@ -19,10 +31,13 @@ from chatbot.metrics import init_metrics
 from chatbot.model import Model
 from chatbot.problems import init_problems
 from chatbot.ratelimits import init_rate_limits
+from chatbot.selection import Selection
 from chatbot.sessions import ActiveSessions, init_sessions
 from chatbot.settings import Settings
 from chatbot.streaming import Readers
 from chatbot.streamlog import KEEP_ENDED_SECONDS, MemoryLog, StreamLog
+from chatbot.titles import Titles
+from chatbot.uploads import Uploads
 from chatbot.valkeylog import ValkeyLog
 
 log = logging.getLogger(__name__)
@@ -37,6 +52,9 @@ BLUEPRINTS: tuple[Blueprint, ...] = (
     admin.blueprint,
     conversations.blueprint,
     messages.blueprint,
+    attachments.blueprint,
+    models.blueprint,
+    openapi.blueprint,
     health.blueprint,
     web.blueprint,
 )
@@ -66,6 +84,9 @@ def create_app(settings: Settings) -> Flask:
         "stream_log": stream_log,
         "generations": Generations(database, model, stream_log, settings.stream_max_seconds),
         "readers": Readers(),
+        "selection": Selection(settings, model),
+        "titles": Titles(database, model, settings.title_model) if settings.title_model else None,
+        "uploads": Uploads(settings, database),
     }
 
     _log_requests(app)
@@ -87,7 +108,7 @@ def create_app(settings: Settings) -> Flask:
         from chatbot.openid import init_openid  # its libraries need 16 MB
 
         init_openid(app, settings)
-    init_rate_limits(app, settings, valkey, messages.GENERATING)
+    init_rate_limits(app, settings, valkey, (*messages.GENERATING, "attachments.upload"))
 
     @app.after_request
     def note_session(response: Response) -> Response:

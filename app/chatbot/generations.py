@@ -48,7 +48,9 @@ class Generations:
             self._running[str(job.message_id)] = generation
             metrics.running_generations.inc()
             start_keeper, self._keeping = not self._keeping, True
-        threading.Thread(target=self._run, args=(generation,), name=f"generation-{job.message_id}", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(generation, job), name=f"generation-{job.message_id}", daemon=True
+        ).start()
         if start_keeper:
             threading.Thread(target=self._keep, name="generation-keeper", daemon=True).start()
         return generation
@@ -85,8 +87,9 @@ class Generations:
             message.status = Status.INTERRUPTED
             message.finish_reason = WORKER_LOST
             message.updated_at = now()
-            metrics.messages_total.labels("assistant", self._model.name).inc()
-            metrics.count_answer(self._model.name, Status.INTERRUPTED.value, WORKER_LOST)
+            model = message.model or self._model.name
+            metrics.messages_total.labels("assistant", model).inc()
+            metrics.count_answer(model, Status.INTERRUPTED.value, WORKER_LOST)
             log.warning("an answer lost its process", extra={"message_id": str(message.id)})
             self._log.close(str(message.id), len(message.content), outcome_of(message).encoded())
         usage.record_lost(session, found, self._model.context_tokens)
@@ -103,7 +106,7 @@ class Generations:
         with self._lock:
             return list(self._running.values())
 
-    def _run(self, generation: Generation) -> None:
+    def _run(self, generation: Generation, job: Job) -> None:
         generation.run()
         stream = str(generation.message_id)
         with self._lock:
@@ -111,6 +114,8 @@ class Generations:
                 del self._running[stream]
                 self._saved.pop(stream, None)
             metrics.running_generations.dec()
+        if job.then is not None and generation.completed:
+            job.then(generation.snapshot()[0])
 
     def stop_here(self, stream: str) -> bool:
         """Stop an answer that this process writes; False where it does not."""

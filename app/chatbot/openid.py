@@ -20,6 +20,7 @@ from chatbot import accounts, services
 from chatbot.accounts import EmailTakenError, InvitationError, normal_email
 from chatbot.database import Account
 from chatbot.identity import anybody
+from chatbot.openapi import operation
 from chatbot.problems import Problem
 from chatbot.settings import Settings
 from chatbot.signin import complete, count_failure
@@ -55,6 +56,7 @@ def init_openid(app: Flask, settings: Settings) -> None:
 
 @blueprint.get("/sign-in")
 @anybody
+@operation({302: ()})
 def sign_in() -> Response:
     """Send the browser to the provider."""
     try:
@@ -66,8 +68,12 @@ def sign_in() -> Response:
 
 @blueprint.get("/callback")
 @anybody
+@operation({302: ()})
 def callback() -> Response:
-    """Where the provider sends the browser back to. Leads to the page, signed in or with `?openid_error=`."""
+    """Where the provider sends the browser back to.
+
+    Leads to the page, signed in or with `?openid_error=`.
+    """
     provider = _provider()
     try:
         claims = _claims(provider)

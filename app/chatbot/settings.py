@@ -10,9 +10,11 @@ import limits
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
@@ -39,6 +41,11 @@ def _known_limits(value: str) -> str:
     return value
 
 
+def _listed(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 RateLimit = Annotated[str, AfterValidator(_known_limit)]
 # Several, separated by semicolons; all of them count.
 RateLimits = Annotated[str, AfterValidator(_known_limits)]
@@ -62,6 +69,9 @@ class Settings(BaseModel):
     model_context_tokens: int = Field(default=8192, ge=256)
     model_temperature: float | None = Field(default=None, ge=0, le=2)
     model_timeout: float = Field(default=120, gt=0)
+    model_vision: bool = False
+    models: Annotated[tuple[ModelName, ...] | None, BeforeValidator(_listed)] = None
+    title_model: ModelName | None = None
     system_prompt: str | None = None
     demo_model: bool = False
 
@@ -81,6 +91,8 @@ class Settings(BaseModel):
     streams_per_account: int = Field(default=20, ge=1)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     max_message_chars: int = Field(default=32_000, ge=1)
+    max_upload_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    max_attachments: int = Field(default=20, ge=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     sign_up: Literal["closed", "invitation", "open"] = "closed"

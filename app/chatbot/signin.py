@@ -6,13 +6,13 @@ import uuid
 from datetime import timedelta
 from typing import Annotated, Any
 
-from flask import Blueprint, request, session
+from flask import Blueprint, Response, request, session
 from pydantic import AfterValidator, BaseModel, ConfigDict, StringConstraints
 from sqlalchemy import delete, select
 
-from chatbot import accounts, metrics, services
+from chatbot import accounts, metrics, schemas, services
 from chatbot.accounts import Email, EmailTakenError, InvitationError
-from chatbot.bodies import read_body, storable
+from chatbot.bodies import invalid, read_body, respond, storable
 from chatbot.database import Account, SignIn, now
 from chatbot.guessing import client_address, guard, refuse_until
 from chatbot.identity import (
@@ -26,12 +26,15 @@ from chatbot.identity import (
     own_account,
     principal,
 )
+from chatbot.openapi import operation
 from chatbot.passwords import hash_password, is_outdated, verify_password
 from chatbot.problems import Problem
 
 log = logging.getLogger(__name__)
 blueprint = Blueprint("signin", __name__, url_prefix="/api/v1")
 
+# What may be wrong with any body.
+BODY = (400, 413, 415, 422)
 # The same for an unknown address and a wrong password: nobody learns who has an account.
 WRONG = "E-mail address or password is wrong."
 
@@ -56,31 +59,44 @@ class NewAccount(Credentials):
 
 @blueprint.get("/session")
 @anybody
-def show() -> dict[str, Any]:
-    """Who is signed in, and what a client needs to know before anybody is; begins or renews the cookie."""
+@operation({200: schemas.SessionState}, problems=(401,))
+def show() -> Response:
+    """Who is signed in, and what a client needs to know before anybody is.
+
+    Begins or renews the cookie. 401 only for an API token that is not valid.
+    """
     settings = services.settings()
     account = None
     if current() is not None:
         with services.database().session() as database_session:
-            account = account_json(own_account(database_session))
-    return {
-        "account": account,
-        "csrf_token": csrf_token(),
-        "sign_up": settings.sign_up,
-        "openid": {"name": settings.openid_name} if settings.openid_issuer else None,
-        "release": settings.release,
-        "demo_model": settings.demo_model,
-        "limits": {
-            "max_message_chars": settings.max_message_chars,
-            "password_min_length": settings.password_min_length,
-        },
-    }
+            account = schemas.Account.model_validate(own_account(database_session))
+    return respond(
+        schemas.SessionState(
+            account=account,
+            csrf_token=csrf_token(),
+            sign_up=settings.sign_up,
+            openid=schemas.Provider(name=settings.openid_name) if settings.openid_issuer else None,
+            release=settings.release,
+            demo_model=settings.demo_model,
+            limits=schemas.Limits(
+                max_message_chars=settings.max_message_chars,
+                max_upload_bytes=settings.max_upload_bytes,
+                max_attachments=settings.max_attachments,
+                upload_types=services.uploads().types(),
+                password_min_length=settings.password_min_length,
+            ),
+        )
+    )
 
 
 @blueprint.post("/session")
 @anybody
-def sign_in() -> dict[str, Any]:
-    """Sign in with e-mail and password. 401: they are wrong, 403: the account is disabled, 429: too many attempts."""
+@operation({200: schemas.SignedIn}, body=Credentials, problems=(*BODY, 401, 403, 429))
+def sign_in() -> Response:
+    """Sign in with e-mail and password.
+
+    401: they are wrong, 403: the account is disabled, 429: too many attempts.
+    """
     body = read_body(Credentials)
     device = _device(body.email)
     wait = guard().sign_in(body.email, client_address(), device)
@@ -99,11 +115,12 @@ def sign_in() -> dict[str, Any]:
     outdated = account.password_hash is not None and is_outdated(account.password_hash)
     token = complete(account, "password", new_hash=hash_password(body.password) if outdated else None)
     guard().succeeded(body.email, client_address(), device)
-    return {"account": account_json(account), "csrf_token": token}
+    return respond(_signed_in(account, token))
 
 
 @blueprint.delete("/session")
 @anybody
+@operation({204: ()}, problems=(401, 403))
 def sign_out() -> tuple[str, int]:
     """Sign this browser out; fine when nobody is signed in."""
     asking = current()
@@ -115,7 +132,8 @@ def sign_out() -> tuple[str, int]:
 
 @blueprint.get("/sessions")
 @in_person
-def index() -> dict[str, Any]:
+@operation({200: schemas.SignInList})
+def index() -> Response:
     """The account's browsers that are signed in, the one used last first."""
     asking = principal()
     oldest = now() - timedelta(days=services.settings().session_days)
@@ -125,23 +143,26 @@ def index() -> dict[str, Any]:
             .where(SignIn.account_id == asking.account_id, SignIn.last_seen_at > oldest)
             .order_by(SignIn.last_seen_at.desc())
         ).all()
-    return {
-        "sessions": [
-            {
-                "id": str(each.id),
-                "current": each.id == asking.sign_in_id,
-                "created_at": each.created_at.isoformat(),
-                "last_seen_at": each.last_seen_at.isoformat(),
-                "address": each.address,
-                "user_agent": each.user_agent,
-            }
-            for each in found
-        ]
-    }
+    return respond(
+        schemas.SignInList(
+            sessions=[
+                schemas.SignIn(
+                    id=each.id,
+                    current=each.id == asking.sign_in_id,
+                    created_at=each.created_at,
+                    last_seen_at=each.last_seen_at,
+                    address=each.address,
+                    user_agent=each.user_agent,
+                )
+                for each in found
+            ]
+        )
+    )
 
 
 @blueprint.delete("/sessions/<uuid:sign_in_id>")
 @in_person
+@operation({204: ()}, problems=(404,))
 def revoke(sign_in_id: uuid.UUID) -> tuple[str, int]:
     """Sign another browser (or this one) out."""
     if not _end(SignIn.id == sign_in_id, SignIn.account_id == account_id()):
@@ -153,6 +174,7 @@ def revoke(sign_in_id: uuid.UUID) -> tuple[str, int]:
 
 @blueprint.delete("/sessions")
 @in_person
+@operation({204: ()})
 def sign_out_everywhere() -> tuple[str, int]:
     """Sign all of the account's browsers out, also this one."""
     with services.database().session() as database_session:
@@ -163,8 +185,12 @@ def sign_out_everywhere() -> tuple[str, int]:
 
 @blueprint.post("/account")
 @anybody
-def sign_up() -> tuple[dict[str, Any], int]:
-    """Make an account and sign in to it, where the settings allow that: to everybody, or with an invitation."""
+@operation({201: schemas.SignedIn}, body=NewAccount, problems=(*BODY, 401, 403, 409, 429))
+def sign_up() -> Response:
+    """Make an account and sign in to it.
+
+    Where the settings allow that: to everybody, or with an invitation; 403 otherwise.
+    """
     settings = services.settings()
     body = read_body(NewAccount)
     if settings.sign_up == "closed":
@@ -184,7 +210,7 @@ def sign_up() -> tuple[dict[str, Any], int]:
     except EmailTakenError:
         raise Problem(409, "Conflict", "There is an account with this e-mail address already; sign in.") from None
     log.info("account created", extra={"account": str(account.id), "address": client_address()})
-    return {"account": account_json(account), "csrf_token": complete(account, "password")}, 201
+    return respond(_signed_in(account, complete(account, "password")), 201)
 
 
 def complete(account: Account, method: str, *, new_hash: str | None = None) -> str:
@@ -224,8 +250,7 @@ def refuse_weak(password: str, email: str, field: str) -> None:
     elif password.strip().lower() == email:
         reason = "must not be the e-mail address"
     if reason:
-        errors = [{"field": field, "message": reason}]
-        raise Problem(422, "Invalid request", f"{field}: {reason}", errors=errors)
+        raise invalid(field, reason)
 
 
 def confirm_password(account: Account, password: str, field: str) -> None:
@@ -233,20 +258,12 @@ def confirm_password(account: Account, password: str, field: str) -> None:
     device = _device(account.email)
     refuse_until(guard().sign_in(account.email, client_address(), device))
     if not verify_password(account.password_hash, password):
-        errors = [{"field": field, "message": "is wrong"}]
-        raise Problem(422, "Invalid request", f"{field}: is wrong", errors=errors)
+        raise invalid(field, "is wrong")
     guard().succeeded(account.email, client_address(), device)
 
 
-def account_json(account: Account) -> dict[str, Any]:
-    """An account for its owner."""
-    return {
-        "id": str(account.id),
-        "email": account.email,
-        "name": account.name,
-        "role": account.role,
-        "created_at": account.created_at.isoformat(),
-    }
+def _signed_in(account: Account, token: str) -> schemas.SignedIn:
+    return schemas.SignedIn(account=schemas.Account.model_validate(account), csrf_token=token)
 
 
 def _device(email: str) -> str | None:

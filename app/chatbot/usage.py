@@ -10,7 +10,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from chatbot.database import Conversation, Message, Usage, now
+from chatbot.database import Attachment, Conversation, Message, Usage, now
 from chatbot.settings import Settings
 
 # A rough lower bound over languages and tokenizers; being wrong only sends fewer old messages, or counts some more.
@@ -37,7 +37,7 @@ def record(connection: Connection, account_id: uuid.UUID, prompt_tokens: int, co
 
 
 def record_lost(session: Session, messages: Iterable[Message], context_tokens: int) -> None:
-    """The same for answers whose process has died: estimated from their texts and from those before them.
+    """The same for answers whose process has died: estimated from their texts and from what was before them.
 
     Call it before the messages' token counts change: those of an earlier part, if any, are recorded already.
     """
@@ -48,6 +48,8 @@ def record_lost(session: Session, messages: Iterable[Message], context_tokens: i
         if account_id is not None:
             earlier = Message.conversation_id == message.conversation_id, Message.created_at < message.created_at
             chars = session.scalar(select(func.sum(func.length(Message.content))).where(*earlier)) or 0
+            sent = Attachment.conversation_id == message.conversation_id, Attachment.sent.is_(True)
+            chars += session.scalar(select(func.sum(Attachment.characters)).where(*sent)) or 0
             used[account_id][0] += min(estimate(chars), context_tokens)
             used[account_id][1] += max(0, estimate(len(message.content)) - (message.completion_tokens or 0))
     for account_id in sorted(used):  # in one order everywhere, or two processes wait for each other

@@ -2,13 +2,14 @@
 
 import io
 import json
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from chatbot.__main__ import main
-from chatbot.database import Conversation, Database
+from chatbot.database import Attachment, Conversation, Database
 from chatbot.factory import create_app
 from chatbot.settings import load_settings
 from flask import Flask
@@ -212,6 +213,22 @@ def test_signing_out_from_the_command_line(run: Run, app: Flask) -> None:
     assert [client.get("/api/v1/account").status_code for client in clients] == [401, 401]
     signed_in(app)
     assert run("sessions", "revoke", "--all") == (0, "revoked: 1\n", "")
+
+
+def test_a_deleted_account_leaves_no_files(
+    run: Run, app: Flask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHATBOT_DATA_DIRECTORY", str(tmp_path))
+    conversation = uuid.UUID(signed_in(app).post("/api/v1/conversations").get_json()["id"])
+    attachment = Attachment(id=uuid.uuid4(), conversation_id=conversation, name="a", type="text/plain", bytes=1)
+    file, other = (tmp_path / "uploads" / str(name) for name in (attachment.id, uuid.uuid4()))
+    file.parent.mkdir()
+    file.write_bytes(b"x")
+    other.write_bytes(b"x")
+    with app.extensions["database"].session() as session:
+        session.add(attachment)
+    assert run("account", "delete", EMAIL, "--yes") == (0, f"deleted: {EMAIL}\n", "")
+    assert (file.exists(), other.exists()) == (False, True)
 
 
 def test_old_conversations_find_an_owner(run: Run, app: Flask) -> None:

@@ -7,8 +7,8 @@ import pytest
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
-from chatbot.messages import title_of
 from chatbot.migrate import migrate
+from chatbot.titles import title_of
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
@@ -121,7 +121,7 @@ def test_conversations_belong_to_their_account(app: Flask) -> None:
     mine, other = signed_in(app), signed_in(app, "other@example.org")
     conversation = mine.post(API, json={"title": "Mine"}).get_json()
     assert [item["title"] for item in mine.get(API).get_json()["conversations"]] == ["Mine"]
-    assert other.get(API).get_json() == {"conversations": []}
+    assert other.get(API).get_json() == {"conversations": [], "next_cursor": None}
     for response in (
         other.get(f"{API}/{conversation['id']}"),
         other.delete(f"{API}/{conversation['id']}"),

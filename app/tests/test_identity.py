@@ -62,6 +62,7 @@ def test_everything_needs_an_account_but_what_is_listed_here(app: Flask) -> None
     assert public == {
         ("GET", "/api/v1/health"),
         ("GET", "/api/v1/ready"),
+        ("GET", "/api/v1/openapi.json"),
         ("GET", "/api/v1/session"),
         ("POST", "/api/v1/session"),
         ("DELETE", "/api/v1/session"),
