@@ -48,6 +48,10 @@ lint: tools  ## All linters; none may find anything
 docs: tools  ## Write the tables of variables in roles/*/README.md anew
 	@tools/role-docs
 
+.PHONY: web
+web:  ## Build the web client into the application (needs Node.js 20.19 or newer, and npm)
+	@cd app/web && npm ci --no-progress && npm run build
+
 .PHONY: benchmark
 benchmark: bootstrap  ## Measure the running demo
 	@tools/benchmark

@@ -1,0 +1,20 @@
+/** What was typed and not sent yet: survives a reload and a sign-in, in this tab. */
+
+const key = (conversation: string | null): string => `chatbot.draft.${conversation ?? "new"}`;
+
+export function loadDraft(conversation: string | null): string {
+  try {
+    return sessionStorage.getItem(key(conversation)) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+export function saveDraft(conversation: string | null, text: string): void {
+  try {
+    if (text === "") sessionStorage.removeItem(key(conversation));
+    else sessionStorage.setItem(key(conversation), text);
+  } catch {
+    // not kept, then
+  }
+}
