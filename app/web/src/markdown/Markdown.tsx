@@ -45,7 +45,7 @@ function one(node: RootContent, context: Context): ReactNode {
     case "paragraph":
       return <p>{many(node.children, context)}</p>;
     case "heading": {
-      // The page and its parts have the first two levels.
+      // The conversation and its messages have the first two levels.
       const Heading = (["h3", "h3", "h4", "h5", "h6", "h6"] as const)[node.depth - 1] ?? "h6";
       return <Heading className={`level-${node.depth}`}>{many(node.children, context)}</Heading>;
     }
@@ -87,7 +87,7 @@ function one(node: RootContent, context: Context): ReactNode {
       return (
         // A scrolling region has to be reachable by keyboard.
         // eslint-disable-next-line jsx-a11y/no-noninteractive-tabindex
-        <div className="table" role="region" aria-label="Table" tabIndex={0}>
+        <div className="table" role="group" aria-label="Table" tabIndex={0}>
           <table>
             <thead>
               <tr>{head?.children.map((each, index) => cell("th", each, node.align?.[index], index, context))}</tr>

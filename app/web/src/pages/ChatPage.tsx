@@ -62,10 +62,11 @@ function Open({ chat }: { chat: Chat }): ReactNode {
 
   const { id, title } = state;
   const empty = state.phase === "ready" && state.branch.length === 0;
-  const tokens = (state.usage.prompt_tokens ?? 0) + (state.usage.completion_tokens ?? 0);
+  const read = state.usage.prompt_tokens ?? 0;
+  const written = state.usage.completion_tokens ?? 0;
   const hasFiles = (event: DragEvent): boolean => event.dataTransfer.types.includes("Files");
   return (
-    // Dropping is one more way to attach files: the button in the composer is for everybody.
+    // Dropping is one more way to attach files: the button there is for all.
     // eslint-disable-next-line jsx-a11y/no-static-element-interactions
     <div
       className={`chat${empty ? " empty" : ""}${dragging ? " dragging" : ""}`}
@@ -86,13 +87,10 @@ function Open({ chat }: { chat: Chat }): ReactNode {
     >
       <header className="chat-head">
         <title>{title || "New conversation"}</title>
-        <h1>{title || "New conversation"}</h1>
-        {tokens > 0 && (
-          <span
-            className="tokens"
-            title={`${count(state.usage.prompt_tokens ?? 0)} read, ${count(state.usage.completion_tokens ?? 0)} written`}
-          >
-            {count(tokens)} tokens
+        {empty ? <span className="no-title" /> : <h1>{title || "New conversation"}</h1>}
+        {read + written > 0 && (
+          <span className="tokens" title={`${count(read)} read, ${count(written)} written`}>
+            {count(read + written)} tokens
           </span>
         )}
         <button

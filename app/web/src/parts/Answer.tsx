@@ -28,6 +28,7 @@ export function Answer({ chat, message, live, switcher, last, busy }: Props): Re
   useAnnouncements(message, live !== undefined);
   return (
     <article className={last ? "answer last" : "answer"} aria-label="Answer" aria-busy={live !== undefined}>
+      <h2 className="visually-hidden">Answer</h2>
       {shown !== "" && <Markdown text={shown} finished={live === undefined} />}
       {live && (
         <p className="writing">{connection === "reconnecting" ? "Reconnecting…" : shown === "" && "Thinking…"}</p>

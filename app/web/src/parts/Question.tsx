@@ -19,6 +19,7 @@ interface Props {
 export function Question({ chat, message, switcher, busy, editing, onEdit }: Props): ReactNode {
   return (
     <article className="question" aria-label="Your message">
+      <h2 className="visually-hidden">You</h2>
       {editing ? <Editor chat={chat} message={message} onEdit={onEdit} /> : <p className="said">{message.content}</p>}
       <AttachmentList attachments={message.attachments ?? []} />
       {!editing && (

@@ -27,7 +27,7 @@ export function Transcript({ chat }: { chat: Chat }): ReactNode {
   if (branch.length === 0) {
     return (
       <div className="transcript greeting">
-        <p>What would you like to talk about?</p>
+        <h1>What would you like to talk about?</h1>
       </div>
     );
   }
