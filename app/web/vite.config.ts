@@ -1,5 +1,5 @@
 import react from "@vitejs/plugin-react";
-import { defineConfig } from "vitest/config";
+import { defineConfig } from "vite";
 
 // Where `npm run dev` finds the application's API.
 const backend = process.env.CHATBOT_URL ?? "http://127.0.0.1:8000";
@@ -17,10 +17,4 @@ export default defineConfig({
     modulePreload: { polyfill: false },
   },
   server: { proxy: { "/api": { target: backend } } },
-  test: {
-    include: ["tests/**/*.test.{ts,tsx}"],
-    environment: "jsdom",
-    setupFiles: ["tests/setup.ts"],
-    restoreMocks: true,
-  },
 });

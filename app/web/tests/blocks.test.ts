@@ -141,7 +141,7 @@ describe("blocks of a growing text", () => {
           feed(cut(chosen.join(end), sizes));
         },
       ),
-      { numRuns: Number(process.env.FUZZ_RUNS ?? 400) },
+      { numRuns: Number(process.env.FUZZ_RUNS ?? 120) },
     );
   });
 

@@ -15,6 +15,11 @@ function open(id: string | null): Chat {
   return chat;
 }
 
+/** Waits as long as a busy machine may need. */
+function until(expectation: () => void): Promise<void> {
+  return vi.waitFor(expectation, 15_000);
+}
+
 /** What is shown: texts of the branch, an answer that is being written with "…" behind it. */
 function shown(): string[] {
   const { messages, branch, live } = chat.state.get();
@@ -25,7 +30,7 @@ function shown(): string[] {
   });
 }
 
-const seen = (texts: string[]): Promise<void> => vi.waitFor(() => expect(shown()).toEqual(texts));
+const seen = (texts: string[]): Promise<void> => until(() => expect(shown()).toEqual(texts));
 
 beforeEach(() => {
   server = new FakeApi();
@@ -111,7 +116,7 @@ describe("an answer", () => {
     server.stream.send("delta", 3, { text: "Tw🎉" });
     await seen(["One?", "One.", "Two?", "Tw🎉…"]);
     server.stream.lose();
-    await vi.waitFor(() => expect(server.streams).toHaveLength(2), { timeout: 3000 });
+    await until(() => expect(server.streams).toHaveLength(2));
     expect(server.requests.at(-1)?.headers.get("Last-Event-ID")).toBe("3");
     server.stream.send("delta", 4, { text: "o" }).send("done", 4, done("m4"));
     await seen(["One?", "One.", "Two?", "Tw🎉o"]);
@@ -149,7 +154,7 @@ describe("an answer", () => {
     const asked = chat.ask("Two?", []);
     await chat.stop();
     await asked;
-    await vi.waitFor(() => expect(server.asked(/messages\/m4\/stop$/)).toHaveLength(1));
+    await until(() => expect(server.asked(/messages\/m4\/stop$/)).toHaveLength(1));
     server.stream
       .send("delta", 2, { text: "Tw" })
       .send("done", 2, done("m4", { status: "stopped", finish_reason: "stopped" }));
@@ -215,7 +220,7 @@ describe("branches", () => {
     await chat.load();
     expect(server.streams).toHaveLength(0);
     await chat.show("m5");
-    await vi.waitFor(() => expect(server.streams).toHaveLength(1));
+    await until(() => expect(server.streams).toHaveLength(1));
     server.stream.send("delta", 5, { text: "Zwei." }).send("done", 5, done("m5"));
     await seen(["One?", "One.", "Two?", "Zwei."]);
   });
@@ -238,14 +243,14 @@ describe("branches", () => {
 
 test("a conversation that is gone says so", async () => {
   open(CONVERSATION);
-  await vi.waitFor(() => expect(chat.state.get().phase).toBe("missing"));
+  await until(() => expect(chat.state.get().phase).toBe("missing"));
 });
 
 test("a server that is away can be asked again", async () => {
   server.exists = true;
   server.instead.push({ what: /^GET/, answer: () => problem(503) });
   open(CONVERSATION);
-  await vi.waitFor(() => expect(chat.state.get().phase).toBe("unreachable"));
+  await until(() => expect(chat.state.get().phase).toBe("unreachable"));
   await chat.load();
   expect(chat.state.get().phase).toBe("ready");
 });

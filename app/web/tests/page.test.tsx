@@ -1,7 +1,6 @@
 import { render, screen, waitFor, within } from "@testing-library/react";
 import userEvent from "@testing-library/user-event";
 import { beforeEach, describe, expect, test, vi } from "vitest";
-import type { Api } from "../src/api/api";
 import { Page } from "../src/Page";
 import { App } from "../src/state/app";
 import { CONVERSATION, done, FakeApi, SESSION } from "./fakeApi";
@@ -126,13 +125,13 @@ describe("a person who talks", () => {
     server.add("user", null, "One?");
     const user = open(`/c/${CONVERSATION}`);
     await screen.findByRole("heading", { name: "Old", level: 1 });
-    const [menu] = screen.getAllByRole("menu", { name: "Conversation", hidden: true });
-    await user.click(within(menu as HTMLElement).getByRole("menuitem", { name: "Rename", hidden: true }));
+    const menu = document.querySelector<HTMLElement>(".chat-head [role=menu]")!;
+    await user.click(within(menu).getByText("Rename"));
     const title = screen.getByRole("textbox", { name: "Title" });
     await user.clear(title);
     await user.type(title, "New{Enter}");
     await screen.findByRole("heading", { name: "New", level: 1 });
-    await user.click(within(menu as HTMLElement).getByRole("menuitem", { name: "Delete", hidden: true }));
+    await user.click(within(menu).getByText("Delete"));
     await user.click(within(screen.getByRole("dialog")).getByRole("button", { name: "Delete" }));
     await screen.findByText("What would you like to talk about?");
     expect(location.pathname).toBe("/");
@@ -153,7 +152,7 @@ describe("files", () => {
     await field();
     const picker = document.querySelector<HTMLInputElement>("input[type=file]");
     const large = new File(["x".repeat(2000)], "large.txt", { type: "text/plain" });
-    await user.upload(picker as HTMLInputElement, large);
+    await user.upload(picker!, large);
     expect((await screen.findByRole("alert")).textContent).toBe("Larger than 1000 bytes.");
     await user.click(screen.getByRole("button", { name: "Remove large.txt" }));
     expect(screen.queryByText("large.txt")).toBeNull();
@@ -169,7 +168,7 @@ describe("files", () => {
       characters: 5,
       created_at: "",
     };
-    const upload = vi.spyOn(server.api as Api, "upload").mockResolvedValue(attachment);
+    const upload = vi.spyOn(server.api, "upload").mockResolvedValue(attachment);
     const user = open();
     const message = await field();
     await user.click(message);
@@ -191,7 +190,7 @@ describe("somebody who is not signed in", () => {
   test("signs in", async () => {
     const user = open("/sign-in");
     server.instead.push({ what: /^POST \/session/, answer: () => problem(401) });
-    expect((await screen.findByRole("link", { name: "Go on with Example ID" })).getAttribute("href")).toBe(
+    expect((await screen.findByRole("link", { name: "Continue with Example ID" })).getAttribute("href")).toBe(
       "/api/v1/openid/sign-in",
     );
     await user.type(screen.getByLabelText("E-mail"), "maria@example.org");
@@ -229,6 +228,7 @@ describe("somebody who is not signed in", () => {
     server.instead.push({ what: /^POST \/conversations/, answer: () => problem(401, "urn:chatbot:sign-in-required") });
     await user.type(await field(), "Hello{Enter}");
     await screen.findByRole("heading", { name: "Sign in" });
+    expect(sessionStorage.getItem("chatbot.draft.new")).toBe("Hello");
   });
 });
 

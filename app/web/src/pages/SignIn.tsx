@@ -29,11 +29,11 @@ export default function SignIn({ session }: { session: Session }): ReactNode {
   return (
     <main className="gate sign-in">
       <title>{signingUp ? "Sign up" : "Sign in"}</title>
-      <h1>{signingUp ? "Make an account" : "Sign in"}</h1>
+      <h1>{signingUp ? "Create an account" : "Sign in"}</h1>
       {session.openid && (
         <>
           <a className="button" href={`${BASE}/openid/sign-in`}>
-            Go on with {session.openid.name}
+            Continue with {session.openid.name}
           </a>
           <p className="or">or</p>
         </>
@@ -84,14 +84,14 @@ export default function SignIn({ session }: { session: Session }): ReactNode {
           </p>
         )}
         <button type="submit" className="primary" disabled={work.busy}>
-          {signingUp ? "Make the account" : "Sign in"}
+          {signingUp ? "Create account" : "Sign in"}
         </button>
       </form>
       {session.sign_up !== "closed" && (
         <p className="quiet">
           {signingUp ? "You have an account? " : session.sign_up === "open" ? "New here? " : "You have an invitation? "}
           <button type="button" className="text-button" onClick={() => setSigningUp(!signingUp)}>
-            {signingUp ? "Sign in" : "Make an account"}
+            {signingUp ? "Sign in" : "Create an account"}
           </button>
         </p>
       )}

@@ -41,6 +41,8 @@ export function Composer({ chat }: { chat: Chat }): ReactNode {
     setText("");
     void chat.ask(content, attachments).then((taken) => {
       if (taken) return;
+      // Also for a page that has gone meanwhile: to sign in, for example.
+      saveDraft(chat.state.get().id, content);
       setText((since) => since || content);
       chat.uploads.restore(attachments);
     });

@@ -276,7 +276,9 @@ export class Chat {
     return new Promise<boolean>((taken) => {
       void this.write(path, body, live, answer.id, taken).catch(async (error: unknown) => {
         const known = new Set(before.messages.map((message) => message.id));
-        if (this.left || (error instanceof UnknownOutcome && (await this.reconcile(live, known, answer.id)))) {
+        // Who has left learns of a refusal all the same: to sign in is to leave.
+        const gone = this.left && !(error instanceof ApiError);
+        if (gone || (error instanceof UnknownOutcome && (await this.reconcile(live, known, answer.id)))) {
           taken(true);
           return;
         }
