@@ -1,6 +1,6 @@
 /** The whole page: signing in, or the conversations beside what is open. */
 
-import { lazy, type ReactNode, Suspense, useEffect, useState } from "react";
+import { lazy, type ReactNode, Suspense, useEffect, useEffectEvent, useState } from "react";
 import { Icon } from "./parts/Icon";
 import { Link } from "./parts/Link";
 import { ChatPage } from "./pages/ChatPage";
@@ -63,6 +63,7 @@ function Signed({ app }: { app: App }): ReactNode {
     if (conversation !== undefined) app.open(conversation);
   }, [app, conversation]);
   useShortcuts(app);
+  useEscape(open, () => setDrawer(null));
 
   return (
     <div className={open ? "shell drawer-open" : "shell"}>
@@ -110,6 +111,17 @@ function Announcer({ app }: { app: App }): ReactNode {
       {useStore(app.announcement)}
     </div>
   );
+}
+
+function useEscape(active: boolean, leave: () => void): void {
+  const escaped = useEffectEvent((event: KeyboardEvent) => {
+    if (event.key === "Escape") leave();
+  });
+  useEffect(() => {
+    if (!active) return undefined;
+    window.addEventListener("keydown", escaped);
+    return () => window.removeEventListener("keydown", escaped);
+  }, [active]);
 }
 
 function useShortcuts(app: App): void {

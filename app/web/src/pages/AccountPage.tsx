@@ -273,7 +273,8 @@ function TokensPart(): ReactNode {
                 ))}
               </p>
               <p className="quiet">
-                Made {onDay(token.created_at)}, {token.expires_at ? `ends ${onDay(token.expires_at)}` : "does not end"}
+                Created {onDay(token.created_at)},{" "}
+                {token.expires_at ? `expires ${onDay(token.expires_at)}` : "does not expire"}
               </p>
             </div>
             <button
@@ -306,9 +307,9 @@ function TokensPart(): ReactNode {
           ))}
         </fieldset>
         <Field
-          label="Ends on"
+          label="Expires on"
           type="date"
-          hint="Empty: does not end."
+          hint="Empty: it does not expire."
           value={form.expires}
           error={work.field("expires_at")}
           onChange={(event) => setForm({ ...form, expires: event.target.value })}
@@ -319,7 +320,7 @@ function TokensPart(): ReactNode {
           </p>
         )}
         <button type="submit" disabled={work.busy || form.scopes.length === 0}>
-          Make the token
+          Create token
         </button>
       </form>
       {made && (

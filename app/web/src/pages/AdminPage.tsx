@@ -78,7 +78,7 @@ function AccountRow({ account, reload }: { account: AdminAccount; reload: () => 
         <p>
           {account.name || account.email}
           {account.role === "admin" && <span className="tag">admin</span>}
-          {account.disabled && <span className="tag danger">locked</span>}
+          {account.disabled && <span className="tag danger">disabled</span>}
           {own && <span className="tag">you</span>}
         </p>
         <p className="quiet">
@@ -139,7 +139,7 @@ function AccountDialog({ account, own, reload, onClose }: AccountDialogProps): R
             </label>
             <label className="check">
               <input type="checkbox" checked={disabled} onChange={(event) => setDisabled(event.target.checked)} />
-              Locked: cannot sign in
+              Disabled: cannot sign in
             </label>
           </>
         )}
@@ -191,10 +191,10 @@ function InvitationsPart(): ReactNode {
             <div>
               <p>{invitation.email ?? "For anybody who has the link"}</p>
               <p className="quiet">
-                Made {onDay(invitation.created_at)}
+                Created {onDay(invitation.created_at)}
                 {invitation.used_at
                   ? `, used ${onDay(invitation.used_at)}`
-                  : invitation.expires_at && `, ends ${onDay(invitation.expires_at)}`}
+                  : invitation.expires_at && `, expires ${onDay(invitation.expires_at)}`}
               </p>
             </div>
             <button
