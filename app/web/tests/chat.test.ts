@@ -55,6 +55,15 @@ describe("a new conversation", () => {
     expect(onChange).toHaveBeenCalledWith(expect.objectContaining({ id: CONVERSATION, title: "Hello" }));
   });
 
+  test("takes over the title that the server finds at the end of the first answer", async () => {
+    open(null);
+    await chat.ask("Hello", []);
+    server.title = "A greeting";
+    server.stream.send("done", 0, done("m2"));
+    await until(() => expect(chat.state.get().title).toBe("A greeting"));
+    expect(onChange).toHaveBeenLastCalledWith(expect.objectContaining({ title: "A greeting" }));
+  });
+
   test("is made with the chosen model and instructions", async () => {
     open(null);
     await chat.configure({ model: "large", system_prompt: "Be brief." });

@@ -222,6 +222,22 @@ describe("somebody who is not signed in", () => {
     expect(location.search).toBe("");
   });
 
+  test("leaves nothing behind", async () => {
+    server.session = SESSION;
+    const user = open();
+    await user.type(await field(), "Private");
+    server.instead.push({
+      what: /^DELETE \/session/,
+      answer: () => {
+        server.session = { ...SESSION, account: null };
+        return json(null, 204);
+      },
+    });
+    await user.click(screen.getByText("Sign out"));
+    await screen.findByRole("heading", { name: "Sign in" });
+    await waitFor(() => expect(sessionStorage).toHaveLength(0));
+  });
+
   test("is asked to when the session ends", async () => {
     server.session = SESSION;
     const user = open();

@@ -1,6 +1,6 @@
 /** The branch that is shown, from its first question to its last answer. */
 
-import { memo, type ReactNode, useMemo, useState } from "react";
+import { type ReactNode, useMemo, useState } from "react";
 import type { Message } from "../api/types";
 import type { Chat } from "../state/chat";
 import { useStore } from "../state/store";
@@ -78,13 +78,13 @@ interface TurnProps {
   onEdit: (id: string | null) => void;
 }
 
-const Turn = memo(function Turn({ editing, onEdit, ...props }: TurnProps): ReactNode {
+function Turn({ editing, onEdit, ...props }: TurnProps): ReactNode {
   return props.message.role === "user" ? (
     <Question {...props} editing={editing} onEdit={onEdit} />
   ) : (
     <Answer {...props} />
   );
-});
+}
 
 /** ‹ 2/3 › */
 function Switcher({ chat, id, all }: { chat: Chat; id: string; all: string[] }): ReactNode {

@@ -6,6 +6,7 @@ import { explain } from "../api/client";
 import type { Account, Model, Session, SignedIn } from "../api/types";
 import { navigate, pathOf } from "../router";
 import { Chat } from "./chat";
+import { clearDrafts } from "./drafts";
 import { ConversationList } from "./list";
 import { Store } from "./store";
 import { Tabs } from "./tabs";
@@ -93,6 +94,7 @@ export class App {
   async signOut(everywhere = false): Promise<void> {
     await (everywhere ? this.api.signOutEverywhere() : this.api.signOut());
     this.signedOut();
+    clearDrafts();
     this.tabs.tell({ session: true });
     await this.load();
   }

@@ -213,7 +213,7 @@ export class Chat {
   }
 
   private take(conversation: Conversation): void {
-    const { branch, live } = this.state.get();
+    const { branch, live, phase, title } = this.state.get();
     // Where an answer is followed here, this tab knows more of it than the database.
     const messages = conversation.messages.map((message) =>
       live.has(message.id) ? { ...message, status: "streaming" as const } : message,
@@ -229,6 +229,8 @@ export class Chat {
       branch: end === undefined ? conversation.current_branch : branchThrough(messages, end),
     });
     const sent = new Set(messages.flatMap((message) => message.attachments ?? []).map((each) => each.id));
+    // It may have been named meanwhile, here or elsewhere.
+    if (phase === "ready" && conversation.title !== title) this.surroundings.onChange(conversation);
     this.uploads.restore((conversation.attachments ?? []).filter((each) => !sent.has(each.id)));
     this.followStreaming();
   }
@@ -399,6 +401,16 @@ export class Chat {
     this.tell();
     // A process that was lost may have taken the last words with it: what is stored counts.
     if ("error" in end || end.done.status === "interrupted") void this.load();
+    else if (messages.length === 2) void this.learnTitle();
+  }
+
+  /** The server may find a title only when there is an answer. */
+  private async learnTitle(): Promise<void> {
+    const { id, title } = this.state.get();
+    const found = id === null ? undefined : await this.api.conversation(id, this.closing.signal).catch(() => undefined);
+    if (!found || found.title === title) return;
+    this.state.update({ title: found.title });
+    this.surroundings.onChange(found);
   }
 
   /** After a request that may have got lost: whether the server has it after all; then it is followed. */

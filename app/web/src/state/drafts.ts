@@ -1,6 +1,7 @@
 /** What was typed and not sent yet: survives a reload and a sign-in, in this tab. */
 
-const key = (conversation: string | null): string => `chatbot.draft.${conversation ?? "new"}`;
+const PREFIX = "chatbot.draft.";
+const key = (conversation: string | null): string => PREFIX + (conversation ?? "new");
 
 export function loadDraft(conversation: string | null): string {
   try {
@@ -16,5 +17,14 @@ export function saveDraft(conversation: string | null, text: string): void {
     else sessionStorage.setItem(key(conversation), text);
   } catch {
     // not kept, then
+  }
+}
+
+/** Nothing stays behind for whoever uses this browser next. */
+export function clearDrafts(): void {
+  try {
+    for (const name of Object.keys(sessionStorage)) if (name.startsWith(PREFIX)) sessionStorage.removeItem(name);
+  } catch {
+    // there are none, then
   }
 }
