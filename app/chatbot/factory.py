@@ -43,7 +43,7 @@ from chatbot.valkeylog import ValkeyLog
 log = logging.getLogger(__name__)
 
 # Polled every few seconds by machines: not worth a log line each.
-QUIET = frozenset({"health.health", "health.ready", "prometheus_metrics", "static"})
+QUIET = frozenset({"health.health", "health.ready", "prometheus_metrics", "static", "web.asset"})
 
 BLUEPRINTS: tuple[Blueprint, ...] = (
     signin.blueprint,
