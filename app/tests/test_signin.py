@@ -56,7 +56,13 @@ def test_the_first_request_says_what_a_client_must_know(app: Flask) -> None:
         "openid": None,
         "release": "development",
         "demo_model": False,
-        "limits": {"max_message_chars": 32000, "password_min_length": 12},
+        "limits": {
+            "max_message_chars": 32000,
+            "max_upload_bytes": 10 * 1024 * 1024,
+            "max_attachments": 20,
+            "upload_types": [],
+            "password_min_length": 12,
+        },
     }
 
 
