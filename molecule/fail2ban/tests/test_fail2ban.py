@@ -81,6 +81,25 @@ def test_guessing_the_sites_password_closes_the_site_but_not_ssh(host: Any) -> N
     assert reaches(host, 22)
 
 
+def sign_in_fails(host: Any, address: str, request_id: str = "0123456789abcdef") -> None:
+    """Write into the journal what a container of the chat writes when somebody gives a wrong password."""
+    message = (
+        '{"time":"2026-11-23T04:05:06.789Z","level":"warning","logger":"chatbot.signin","message":"sign_in_failed",'
+        f'"request_id":"{request_id}","address":"{address}","method":"password","result":"failed"}}'
+    )
+    entry = f"MESSAGE={message}\nCONTAINER_NAME=chatbot-green\nSYSLOG_IDENTIFIER=0123456789ab"
+    host.check_output("printf '%%s\\n' %s | logger --journald", entry)
+
+
+def test_guessing_in_the_chat_closes_the_site_but_not_ssh(host: Any) -> None:
+    assert reaches(host, 80)
+    for _ in range(3):
+        sign_in_fails(host, ATTACKER)
+    assert eventually(lambda: ATTACKER in banned(host, "chatbot"))
+    assert eventually(lambda: not reaches(host, 80))
+    assert reaches(host, 22)
+
+
 def test_a_ban_survives_a_restart_and_other_tables_do_too(host: Any) -> None:
     host.check_output("nft 'add table inet foreign; add chain inet foreign c'")
     host.check_output("fail2ban-client set sshd banip 192.0.2.7")

@@ -34,6 +34,7 @@ def chat(variables, authority):
         user="chat",
         password="testbed-access-0123456789abcdef",
         authority=authority,
+        account=("operator@example.test", "testbed-admin-0123456789abcdef"),
     )
 
 
