@@ -50,7 +50,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/ready", timeout=10) as answer:
             assert json.load(answer)["status"] == "ready"
         sign_in = json.dumps({"email": "you@example.org", "password": (tmp_path / "password").read_text()})
-        request = urllib.request.Request(  # noqa: S310 - our own server
+        request = urllib.request.Request(
             f"http://127.0.0.1:{port}/api/v1/session", sign_in.encode(), {"Content-Type": "application/json"}
         )
         with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310

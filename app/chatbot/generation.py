@@ -35,9 +35,9 @@ WORKER_LOST = "worker_lost"
 class Job:
     """What to generate: the text for a message that is `streaming` already, and what it begins with when continued.
 
-    `account_id` says whose tokens it uses. `model` is the configured one where there is none, `used` what the text so far
-    has cost (prompt and completion tokens), which is counted already. `then` is called with the whole text after the
-    answer is complete and saved.
+    `account_id` says whose tokens it uses. `model` is the configured one where there is none, `used` what the text so
+    far has cost (prompt and completion tokens), which is counted already. `then` is called with the whole text after
+    the answer is complete and saved.
     """
 
     message_id: uuid.UUID

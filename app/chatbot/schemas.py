@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from chatbot.database import AccountRole, Role, Status
 
-
 Scope = Literal["read", "chat", "admin"]
 
 

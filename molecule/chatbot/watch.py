@@ -1,7 +1,7 @@
 """Use the chat all the time, as its users do, and write down everything that went wrong and which releases answered.
 
-watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists; with the ending .token there is
-an API token. It runs on the host, so standard library only.
+watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists; with the ending .token it
+is an API token. It runs on the host, so standard library only.
 """
 
 import json

@@ -149,7 +149,9 @@ def test_secrets_are_in_files_only(host, container, settings):
 
 
 def test_first_administrator_was_made_once(host, container, settings):
-    listed = run(host, "docker exec %s python -m chatbot account list --search %s", container, settings["chatbot_contact_email"])
+    listed = run(
+        host, "docker exec %s python -m chatbot account list --search %s", container, settings["chatbot_contact_email"]
+    )
     (account,) = [json.loads(line) for line in listed.splitlines()]
     assert (account["email"], account["role"]) == (settings["chatbot_contact_email"], "admin")
     body = {"email": account["email"], "password": settings["chatbot_admin_password"]}
@@ -157,15 +159,18 @@ def test_first_administrator_was_made_once(host, container, settings):
         host,
         "docker exec %s python -c %s %s",
         container,
-        "import sys, urllib.request as u; print(u.urlopen(u.Request('http://127.0.0.1:8000/api/v1/session', sys.argv[1].encode(),"
-        " {'Content-Type': 'application/json'}), timeout=10).status)",
+        "import sys, urllib.request as u; kind = {'Content-Type': 'application/json'}; "
+        "request = u.Request('http://127.0.0.1:8000/api/v1/session', sys.argv[1].encode(), kind); "
+        "print(u.urlopen(request, timeout=10).status)",
         json.dumps(body),
     )
     assert signed_in == "200"
 
 
 def test_strangers_may_not_ask(host, port):
-    command = "curl --silent --output /dev/null --write-out '%%{http_code}' -X POST http://127.0.0.1:%s/api/v1/conversations"
+    command = (
+        "curl --silent --output /dev/null --write-out '%%{http_code}' -X POST http://127.0.0.1:%s/api/v1/conversations"
+    )
     assert run(host, command, str(port)) == "401"
 
 

@@ -107,7 +107,12 @@ class ChatClient:
             connection.request(method, path, payload, self._headers | self._sessions.get(key, {}) | headers)
             response = connection.getresponse()
             # nginx, where it refuses, asks for Basic.
-            if response.status != 401 or response.getheader("WWW-Authenticate") != "Bearer" or not self._account or again:
+            if (
+                response.status != 401
+                or response.getheader("WWW-Authenticate") != "Bearer"
+                or not self._account
+                or again
+            ):
                 return connection, response
         except BaseException:
             connection.close()
