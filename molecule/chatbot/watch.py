@@ -1,6 +1,6 @@
 """Use the chat all the time, as its users do, and write down everything that went wrong and which releases answered.
 
-watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists; with the ending .token it
+watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists; with .token it
 is an API token. It runs on the host, so standard library only.
 """
 
