@@ -69,8 +69,20 @@ def settings(fake: FakeOpenAI, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
+def settings_with_room(fake: FakeOpenAI, database_url: str) -> Settings:
+    """The same on both kinds of database, without rate limits that a test could reach. Long messages are short."""
+    limits = {
+        "answers_per_account": "100",
+        "rate_limit": "1000 per minute",
+        "rate_limit_address": "1000 per minute",
+        "max_message_chars": "100",
+    }
+    return make_settings(fake.url, database_url, **limits)
+
+
+@pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
-    """The application on a migrated SQLite database."""
+    """The application on its migrated database. A module that wants another one overrides `settings`."""
     migrate(settings)
     app = create_app(settings)
     yield app

@@ -1,6 +1,5 @@
 import threading
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,6 +7,7 @@ from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
 from chatbot.migrate import migrate
+from chatbot.settings import Settings
 from chatbot.titles import title_of
 from fake_openai import FakeOpenAI
 from flask import Flask
@@ -20,20 +20,8 @@ API = "/api/v1/conversations"
 
 
 @pytest.fixture
-def app(fake: FakeOpenAI, database_url: str) -> Iterator[Flask]:
-    """The application on both kinds of database."""
-    settings = make_settings(
-        fake.url,
-        database_url,
-        rate_limit="1000 per minute",
-        rate_limit_address="1000 per minute",
-        max_message_chars="100",
-        answers_per_account="100",
-    )
-    migrate(settings)
-    app = create_app(settings)
-    yield app
-    close(app.extensions["database"])
+def settings(settings_with_room: Settings) -> Settings:
+    return settings_with_room
 
 
 @pytest.fixture

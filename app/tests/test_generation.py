@@ -38,6 +38,13 @@ class Harness:
     def start(self, text: str = "") -> Generation:
         return self.generations.start(Job(self.message_id, [], text))
 
+    def start_long(self, fake: FakeOpenAI) -> Generation:
+        """Start one that takes ten seconds, and wait for its first words."""
+        fake.pieces, fake.between = ["x"] * 1000, 0.01
+        generation = self.start()
+        eventually(self.text)
+        return generation
+
     def message(self) -> Message:
         with self.database.session() as session:
             return session.scalars(select(Message)).one()
@@ -108,9 +115,7 @@ def test_a_silent_answer_renews_its_lease(harness: Harness, fake: FakeOpenAI) ->
 
 
 def test_stopping_keeps_the_text_and_stops_the_model(harness: Harness, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 1000, 0.01
-    generation = harness.start()
-    eventually(harness.text)
+    generation = harness.start_long(fake)
     harness.generations.stop(harness.message_id)
     outcome = harness.outcome(generation)
     message = harness.message()
@@ -159,9 +164,7 @@ def test_an_endless_answer_does_not_fill_the_memory(
 
 
 def test_a_shutdown_interrupts(harness: Harness, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 1000, 0.01
-    generation = harness.start()
-    eventually(harness.text)
+    generation = harness.start_long(fake)
     assert harness.generations.running() == 1
     harness.generations.interrupt("shutdown")
     eventually(lambda: harness.generations.running() == 0)
@@ -199,9 +202,7 @@ def test_a_stream_without_end_is_not_taken_for_complete(harness: Harness, fake: 
 
 @pytest.mark.usefixtures("often")
 def test_deleting_the_message_ends_the_generation(harness: Harness, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 1000, 0.02
-    generation = harness.start()
-    eventually(harness.text)
+    generation = harness.start_long(fake)
     with harness.database.session() as session:
         session.execute(delete(Message))
     assert harness.outcome(generation).finish_reason == "superseded"
@@ -254,9 +255,7 @@ def test_a_dead_process_leaves_all_that_it_wrote(harness: Harness) -> None:
 
 @pytest.mark.usefixtures("often")
 def test_whoever_was_taken_for_dead_gives_up_and_adds_its_last_words(harness: Harness, fake: FakeOpenAI) -> None:
-    fake.pieces, fake.between = ["x"] * 1000, 0.02
-    generation = harness.start()
-    eventually(harness.text)
+    generation = harness.start_long(fake)
     with harness.database.session() as session:
         session.execute(update(Message).values(status="interrupted", content=""))
     eventually(lambda: generation.finished)

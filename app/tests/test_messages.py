@@ -2,43 +2,26 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from chatbot.context import CONTINUE
 from chatbot.database import Message, now
-from chatbot.factory import create_app
 from chatbot.generations import LEASE
-from chatbot.migrate import migrate
+from chatbot.settings import Settings
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import update
-from support import close, eventually, make_settings, parse_events
+from support import eventually, parse_events
 from werkzeug.test import TestResponse
 
 API = "/api/v1/conversations"
 
 
 @pytest.fixture
-def app(settings_with_room: Any) -> Iterator[Flask]:
-    migrate(settings_with_room)
-    app = create_app(settings_with_room)
-    yield app
-    close(app.extensions["database"])
-
-
-@pytest.fixture
-def settings_with_room(fake: FakeOpenAI, database_url: str) -> Any:
-    """Without rate limits that a test could reach."""
-    limits = {
-        "answers_per_account": "100",
-        "rate_limit": "1000 per minute",
-        "rate_limit_address": "1000 per minute",
-        "max_message_chars": "100",
-    }
-    return make_settings(fake.url, database_url, **limits)
+def settings(settings_with_room: Settings) -> Settings:
+    return settings_with_room
 
 
 @pytest.fixture
