@@ -33,8 +33,7 @@ demo-down: bootstrap  ## Remove the demo and all it has stored
 	@tools/demo down
 
 .PHONY: dev
-dev: node  ## The application on this machine, restarted on every change: MODEL_URL=… MODEL_KEY=… for another model
-	@[[ -e app/chatbot/static/web/index.html ]] || $(MAKE) web
+dev: tools  ## The application on this machine, restarted on every change: MODEL_URL=… MODEL_KEY=… for another model
 	@tools/dev
 
 .PHONY: inventory
