@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import socket
@@ -52,20 +51,17 @@ class ChatClient:
         *,
         address: str,
         port: int = 443,
-        user: str,
-        password: str,
         authority: Path,
         account: tuple[str, str] | None = None,
         timeout: float = 60,
     ) -> None:
         """Talk to `domain` at `address`; `authority` is a PEM file: the root that must have signed its certificate.
 
-        `user` and `password` are nginx's, `account` is the application's: e-mail address and password.
+        `account` is e-mail address and password.
         """
         self._domain, self._address, self._port, self._timeout = domain, address, port, timeout
         self._context = ssl.create_default_context(cafile=str(authority))
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json"}
         self._account = account
         self.arrivals: list[float] = []
         self.total_seconds = 0.0
@@ -106,13 +102,7 @@ class ChatClient:
         try:
             connection.request(method, path, payload, self._headers | self._sessions.get(key, {}) | headers)
             response = connection.getresponse()
-            # nginx, where it refuses, asks for Basic.
-            if (
-                response.status != 401
-                or response.getheader("WWW-Authenticate") != "Bearer"
-                or not self._account
-                or again
-            ):
+            if response.status != 401 or not self._account or again:
                 return connection, response
         except BaseException:
             connection.close()

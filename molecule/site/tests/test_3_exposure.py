@@ -50,11 +50,26 @@ def test_internal_pages_are_not_public(chat):
         assert status in {403, 404}, path
 
 
-def test_chat_asks_for_a_login(chat):
-    status, _ = chat.call("GET", "/", headers={"Authorization": "Basic d3Jvbmc6d3Jvbmc="})
-    assert status == 401
-    status, _ = chat.call("GET", "/api/v1/health", headers={"Authorization": ""})
-    assert status == 200
+def test_nobody_chats_without_an_account(stranger):
+    for method, path in (
+        ("GET", "/conversations"),
+        ("POST", "/conversations"),
+        ("GET", "/models"),
+        ("GET", "/account"),
+    ):
+        status, problem = stranger.call(method, f"/api/v1{path}")
+        assert (status, problem["type"]) == (401, "urn:chatbot:sign-in-required")
+    assert stranger.call("GET", "/api/v1/health")[0] == 200
+
+
+def test_program_gets_in_with_a_token_of_its_own(chat, stranger):
+    status, token = chat.call("POST", "/api/v1/tokens", {"name": "test", "scopes": ["read"]})
+    assert status == 201
+    bearer = {"Authorization": f"Bearer {token['token']}"}
+    assert stranger.call("GET", "/api/v1/conversations", headers=bearer)[0] == 200
+    assert stranger.call("POST", "/api/v1/conversations", {}, bearer)[0] == 403
+    assert chat.call("DELETE", f"/api/v1/tokens/{token['id']}")[0] == 204
+    assert stranger.call("GET", "/api/v1/conversations", headers=bearer)[0] == 401
 
 
 def test_root_cannot_log_in(variables):
