@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from argon2 import PasswordHasher
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from chatbot.settings import Settings
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from postgresql_server import start_postgresql
-from support import close, empty_database, make_settings, signed_in
+from support import close, create_schema, empty_database, make_settings, signed_in
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +82,7 @@ def settings_with_room(fake: FakeOpenAI, database_url: str) -> Settings:
 @pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
     """The application on its migrated database. A module that wants another one overrides `settings`."""
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])

@@ -8,12 +8,22 @@ from typing import Any
 import pytest
 from chatbot.database import Account, Conversation, Message, now
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import func, select
-from support import EMAIL, PASSWORD, close, eventually, make_account, make_settings, parse_events, sign_in, signed_in
+from support import (
+    EMAIL,
+    PASSWORD,
+    close,
+    create_schema,
+    eventually,
+    make_account,
+    make_settings,
+    parse_events,
+    sign_in,
+    signed_in,
+)
 from test_identity import bearer
 
 API = "/api/v1/account"
@@ -24,7 +34,7 @@ NEW = "another good one"
 def app(fake: FakeOpenAI, database_url: str) -> Iterator[Flask]:
     """The application on both kinds of database."""
     settings = make_settings(fake.url, database_url)
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])
@@ -106,7 +116,7 @@ def test_the_last_administrator_stays(app: Flask, admin: FlaskClient) -> None:
 
 def test_two_administrators_cannot_dismiss_each_other_at_once(postgresql_url: str) -> None:
     settings = make_settings(database_url=postgresql_url)
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     clients = [signed_in(app, f"{number}@example.org", "admin") for number in range(2)]
     ids = [account_of(client)["id"] for client in clients]

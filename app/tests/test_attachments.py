@@ -13,13 +13,12 @@ import pytest
 from chatbot.attachments import clean_name
 from chatbot.database import Conversation
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from pdf import make_pdf
 from sqlalchemy import delete
-from support import PASSWORD, close, make_settings, signed_in
+from support import PASSWORD, close, create_schema, make_settings, signed_in
 from test_extract import PNG
 from werkzeug.test import TestResponse
 
@@ -43,7 +42,7 @@ def app(fake: FakeOpenAI, database_url: str, tmp_path: Path, more: dict[str, str
         "max_attachments": "3",
     } | more
     settings = make_settings(fake.url, database_url, **chosen)
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])

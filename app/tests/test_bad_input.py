@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
-from support import close, make_settings, signed_in
+from support import close, create_schema, make_settings, signed_in
 
 API = "/api/v1"
 JSON = "application/json"
@@ -34,7 +33,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
             rate_limit_address="1000 per minute",
             sign_in_limit_address="1000 per minute",
         )
-        migrate(settings)
+        create_schema(settings)
         app = create_app(settings)
         yield app
         close(app.extensions["database"])

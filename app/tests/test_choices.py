@@ -8,13 +8,12 @@ from collections.abc import Iterator
 import pytest
 from chatbot.database import Conversation, Message
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from chatbot.titles import clean
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import update
-from support import close, eventually, make_settings, signed_in
+from support import close, create_schema, eventually, make_settings, signed_in
 
 API = "/api/v1/conversations"
 
@@ -30,7 +29,7 @@ def app(fake: FakeOpenAI, database_url: str, more: dict[str, str]) -> Iterator[F
     """The application on both kinds of database."""
     limits = {"rate_limit": "1000 per minute", "rate_limit_address": "1000 per minute"}
     settings = make_settings(fake.url, database_url, **(limits | more))
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])

@@ -6,14 +6,13 @@ import pytest
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
-from chatbot.migrate import migrate
 from chatbot.settings import Settings
 from chatbot.titles import title_of
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
-from support import close, eventually, make_settings, parse_events, signed_in
+from support import close, create_schema, eventually, make_settings, parse_events, signed_in
 from werkzeug.test import TestResponse
 
 API = "/api/v1/conversations"
@@ -95,7 +94,7 @@ def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: ob
         model_max_tokens="56",
         system_prompt="Be brief.",
     )  # 200 tokens, 600 characters
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     client = signed_in(app)
     conversation = client.post(API).get_json()["id"]

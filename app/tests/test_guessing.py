@@ -7,9 +7,8 @@ import pytest
 from chatbot.cache import connect
 from chatbot.factory import create_app
 from chatbot.guessing import Guard, network, waiting_time
-from chatbot.migrate import migrate
 from flask import Flask
-from support import EMAIL, PASSWORD, close, make_account, make_settings, sign_in, signed_in
+from support import EMAIL, PASSWORD, close, create_schema, make_account, make_settings, sign_in, signed_in
 from test_metrics import value
 from valkey_server import PASSWORD as VALKEY_PASSWORD
 from valkey_server import valkey_server
@@ -33,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.fixture
 def app(tmp_path: Path) -> Iterator[Flask]:
     settings = make_settings(database_url=f"sqlite:///{tmp_path}/test.db", **LIMITS)
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     make_account(app)
     yield app

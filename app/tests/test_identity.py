@@ -8,11 +8,20 @@ import pytest
 from chatbot.database import Account, ApiToken, now
 from chatbot.factory import create_app
 from chatbot.identity import Access
-from chatbot.migrate import migrate
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
-from support import EMAIL, PASSWORD, close, make_account, make_settings, sign_in, signed_in, use_csrf_token
+from support import (
+    EMAIL,
+    PASSWORD,
+    close,
+    create_schema,
+    make_account,
+    make_settings,
+    sign_in,
+    signed_in,
+    use_csrf_token,
+)
 from werkzeug.test import TestResponse
 
 FRONT = "https://chat.example.org"
@@ -25,7 +34,7 @@ def front(tmp_path: Path) -> Iterator[Flask]:
     settings = make_settings(
         database_url=f"sqlite:///{tmp_path}/front.db", cors_origins=f"{FRONT} http://localhost:5173"
     )
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])

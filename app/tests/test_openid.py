@@ -9,13 +9,12 @@ import pytest
 from chatbot import accounts
 from chatbot.database import Account
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from chatbot.settings import SettingsError
 from fake_openid import CLIENT_ID, CLIENT_SECRET, FakeOpenID
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
-from support import close, make_account, make_settings, sign_in
+from support import close, create_schema, make_account, make_settings, sign_in
 from test_metrics import value
 
 EMAIL = "ada@example.org"
@@ -38,7 +37,7 @@ def app(request: pytest.FixtureRequest, provider: FakeOpenID, tmp_path: Path) ->
         "openid_sign_up": "true",
     } | getattr(request, "param", {})
     app = create_app(make_settings(database_url=f"sqlite:///{tmp_path}/test.db", **settings))
-    migrate(app.extensions["settings"])
+    create_schema(app.extensions["settings"])
     yield app
     close(app.extensions["database"])
 
@@ -202,7 +201,7 @@ def test_an_invitation_in_the_persons_name_does(app: Flask, provider: FakeOpenID
 def test_a_provider_that_does_not_answer(tmp_path: Path) -> None:
     more = {"openid_client_id": CLIENT_ID, "openid_client_secret": CLIENT_SECRET}
     settings = make_settings(database_url=f"sqlite:///{tmp_path}/test.db", openid_issuer="http://127.0.0.1:9", **more)
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)  # the start does not wait for it
     response = app.test_client().get("/api/v1/openid/sign-in")
     assert (response.status_code, response.headers["Location"]) == (302, "/?openid_error=unavailable")
@@ -216,7 +215,7 @@ def test_the_settings_belong_together() -> None:
 
 def test_no_provider_is_404(tmp_path: Path) -> None:
     settings = make_settings(database_url=f"sqlite:///{tmp_path}/test.db")
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     for path in ("sign-in", "callback"):
         assert app.test_client().get(f"/api/v1/openid/{path}").status_code == 404

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
-from support import close, make_settings, signed_in
+from support import close, create_schema, make_settings, signed_in
 from valkey_server import PASSWORD, valkey_server
 
 
@@ -16,7 +15,7 @@ def make_app(fake: FakeOpenAI, directory: Path, **more: str) -> Flask:
     settings = make_settings(
         fake.url, f"sqlite:///{directory}/test.db", rate_limit="3 per minute", rate_limit_address="5 per minute", **more
     )
-    migrate(settings)
+    create_schema(settings)
     return create_app(settings)
 
 

@@ -15,11 +15,21 @@ from chatbot import accounts, passwords
 from chatbot.database import Account, Conversation, SignIn, now
 from chatbot.factory import create_app
 from chatbot.logs import JsonFormatter
-from chatbot.migrate import migrate
 from flask import Flask, g
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
-from support import APP, EMAIL, PASSWORD, close, make_account, make_settings, sign_in, signed_in, use_csrf_token
+from support import (
+    APP,
+    EMAIL,
+    PASSWORD,
+    close,
+    create_schema,
+    make_account,
+    make_settings,
+    sign_in,
+    signed_in,
+    use_csrf_token,
+)
 
 WRONG = "not the password"
 
@@ -34,7 +44,7 @@ def app(request: pytest.FixtureRequest, database_url: str) -> Iterator[Flask]:
 
 def make_app(database_url: str, **more: str) -> Flask:
     settings = make_settings(database_url=database_url, **more)
-    migrate(settings)
+    create_schema(settings)
     return create_app(settings)
 
 

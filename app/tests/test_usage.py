@@ -12,12 +12,11 @@ from chatbot.allowance import check_allowance
 from chatbot.database import Account, Message, Usage, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
-from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import event, func, select, update
-from support import EMAIL, PASSWORD, close, eventually, make_settings, parse_events, signed_in
+from support import EMAIL, PASSWORD, close, create_schema, eventually, make_settings, parse_events, signed_in
 from test_metrics import value
 from werkzeug.test import TestResponse
 
@@ -28,7 +27,7 @@ API = "/api/v1/conversations"
 def app(request: pytest.FixtureRequest, fake: FakeOpenAI, database_url: str) -> Iterator[Flask]:
     """The application on both kinds of database, with the settings of `with_settings`."""
     settings = make_settings(fake.url, database_url, **getattr(request, "param", {}))
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])
@@ -186,7 +185,7 @@ def test_a_long_conversation_counts_what_fits_into_the_context(
 
 def test_parallel_answers_are_all_counted(postgresql_url: str) -> None:
     settings = make_settings(database_url=postgresql_url)
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     database, accounts = app.extensions["database"], [uuid.uuid4() for _ in range(2)]
 
@@ -331,7 +330,7 @@ def test_usage_is_one_row_for_each_account_and_month(app: Flask, client: FlaskCl
 def test_the_check_reads_indexes_only(postgresql_url: str) -> None:
     """PostgreSQL's plan for the check before each question, with much to look through."""
     settings = make_settings(database_url=postgresql_url, monthly_token_budget="10", instance_token_budget="10")
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     database, statements = app.extensions["database"], []
     with database.engine.begin() as connection:
