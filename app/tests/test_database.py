@@ -7,9 +7,10 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from chatbot import accounts
-from chatbot.database import ALEMBIC_INI, Base, Conversation, Database, Message, SchemaBehindError, now
-from chatbot.migrate import migrate
+from chatbot.database import REVISIONS, Base, Conversation, Database, Message, SchemaBehindError, now
+from chatbot.migrate import ALEMBIC_INI, migrate
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from support import close, make_settings
@@ -44,6 +45,11 @@ def test_a_stale_schema_is_noticed_and_a_migration_as_well(database: Database, d
         database.check_schema()
     migrate(make_settings(database_url=database_url))
     database.check_schema()
+
+
+def test_the_release_knows_its_migrations() -> None:
+    scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    assert [script.revision for script in scripts.walk_revisions()] == list(reversed(REVISIONS))
 
 
 def test_a_newer_schema_is_fine(migrated: Database, database_url: str) -> None:

@@ -19,8 +19,8 @@ WHOLE = "".join(f"{number} " for number in range(NUMBERS))
 
 COLOUR = "docker ps --format '{{.Names}}' | grep -E '^chatbot-(blue|green)$'"
 KILLED = {
-    # The second oldest: the oldest is the master.
-    "worker": "kill -9 $(pgrep -f '[g]unicorn' | sed -n 2p)",
+    # The youngest process of the application: its elders are the master and the other workers.
+    "worker": "pkill -9 -n -f '[g]unicorn'",
     # Its first process, as the kernel does it; `docker kill` would count as somebody's wish and keep it down.
     "container": f"kill -9 $(docker inspect --format '{{{{.State.Pid}}}}' $({COLOUR}))",
 }
