@@ -1,11 +1,23 @@
-"""Lets the tests of a scenario run side by side where its molecule.yml asks for it: one process for each host."""
+"""A plugin for pytest-xdist: one process for each host, where a scenario's molecule.yml asks for processes."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of one host in one process and in their order; those without a host go together."""
-    for item in items:
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        item.add_marker(pytest.mark.xdist_group(str(parameters.get("_testinfra_host", "none"))))
+class HostScheduling(LoadScopeScheduling):  # type: ignore[misc]
+    """Keeps the tests of one host together and in their order; those without a host are another group."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        # As pytest-testinfra names them: test_x[ansible://debian13-parameter].
+        found = re.search(r"\[ansible://(\w+)", nodeid)
+        return found[1] if found else "no host"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> HostScheduling:
+    """Take this way to share out the tests."""
+    return HostScheduling(config, log)
