@@ -9,6 +9,11 @@ from playwright.sync_api import expect
 from testbed.browser import chromium, person
 
 PASSWORD = "a-lighthouse-keeper-of-1877"
+FETCH = """async ([method, path, body, token]) => {
+    const headers = {"Content-Type": "application/json", "X-CSRFToken": token}
+    const response = await fetch(path, {method, headers, body: body && JSON.stringify(body)})
+    return [response.status, await response.json()]
+}"""
 # A page of text that no model knows, as PDF: written by hand, with one font and one line.
 FACT = "The keeper of the lighthouse is called Ottilie Brandt."
 # The local model's longest answer, on two processors that others use as well.
@@ -106,9 +111,13 @@ class Page:
     def conversation(self):
         """The conversation as the site keeps it, asked with the page's own cookie."""
         identifier = self.page.url.rpartition("/")[2]
-        response = self.page.request.get(f"/api/v1/conversations/{identifier}")
-        assert response.ok, response.text()
-        return response.json()
+        status, conversation = self.call("GET", f"/api/v1/conversations/{identifier}")
+        assert status == 200, conversation
+        return conversation
+
+    def call(self, method, path, body=None, token=""):
+        """Send a request as the page's own script would; return (status, JSON)."""
+        return self.page.evaluate(FETCH, [method, path, body, token])
 
 
 def words(text):
@@ -254,20 +263,17 @@ def test_sign_out_everywhere(me, someone):
     expect(me.page.get_by_role("heading", name="Sign in")).to_be_visible()
     other.page.reload()
     expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
-    assert other.page.request.get("/api/v1/conversations").status == 401
+    assert other.call("GET", "/api/v1/conversations")[0] == 401
 
 
 def test_an_answer_can_run_nothing(me):
     """What a model writes is text: a script in a conversation's history is shown, and not run."""
     me.page.goto("/")
-    token = me.page.request.get("/api/v1/session").json()["csrf_token"]
-    created = me.page.request.post(
-        "/api/v1/conversations",
-        data={"title": "<img src=x onerror=document.title='run'>"},
-        headers={"X-CSRFToken": token, "Origin": me.page.url.rstrip("/"), "Referer": me.page.url},
-    )
-    assert created.status == 201, created.text()
-    me.page.goto(f"/c/{created.json()['id']}")
+    _, session = me.call("GET", "/api/v1/session")
+    title = {"title": "<img src=x onerror=document.title='run'>"}
+    status, created = me.call("POST", "/api/v1/conversations", title, session["csrf_token"])
+    assert status == 201, created
+    me.page.goto(f"/c/{created['id']}")
     me.ask("<script>document.title='run'</script><img src=x onerror=document.title='run'> [x](javascript:alert(1))")
     me.starts()
     me.ends()
