@@ -67,15 +67,17 @@ def family(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process, and of its children that have ended."""
-    with contextlib.suppress(FileNotFoundError):  # it has ended a moment ago
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended a moment ago
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / CPU_TICKS
     return 0.0
 
 
 def proportional_memory(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended a moment ago
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    return 0.0
 
 
 @contextlib.contextmanager
