@@ -20,6 +20,10 @@ bootstrap:  ## Install what the other targets need: packages, Docker engine, .ve
 tools:  ## The same without Docker engine, for targets that need no test hosts
 	@tools/bootstrap --without-hosts
 
+.PHONY: node
+node:  ## Install Node.js and npm from Debian where they are missing, for targets that build or test the web client
+	@tools/bootstrap --without-hosts --with-node
+
 .PHONY: demo
 demo: bootstrap  ## A server in a container on this machine: from bare Debian to a chat in your browser
 	@tools/demo
@@ -28,16 +32,21 @@ demo: bootstrap  ## A server in a container on this machine: from bare Debian to
 demo-down: bootstrap  ## Remove the demo and all it has stored
 	@tools/demo down
 
+.PHONY: dev
+dev: tools  ## The application on this machine, restarted on every change: MODEL_URL=… MODEL_KEY=… for another model
+	@tools/dev
+
 .PHONY: inventory
 inventory: tools  ## A new inventory with fresh, encrypted secrets: make inventory NAME=prod HOST=… DOMAIN=…
 	@tools/new-inventory
 
 .PHONY: test
-test: bootstrap  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (40 to 50 minutes on two cores)
+test:  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (about 40 minutes on two cores)
+	@tools/bootstrap --with-node --with-browser
 	@tools/test
 
 .PHONY: test-fast
-test-fast: tools  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
+test-fast: node  ## The tests that need no hosts: linters, unit tests, checks of the repository itself
 	@tools/test --fast
 
 .PHONY: lint
@@ -47,6 +56,10 @@ lint: tools  ## All linters; none may find anything
 .PHONY: docs
 docs: tools  ## Write the tables of variables in roles/*/README.md anew
 	@tools/role-docs
+
+.PHONY: web
+web: node  ## Build the web client into the application (Node.js 20.19 or newer)
+	@cd app/web && npm ci --no-progress && npm run build
 
 .PHONY: benchmark
 benchmark: bootstrap  ## Measure the running demo

@@ -25,7 +25,10 @@ _metrics.mkdir(parents=True, exist_ok=True)
 
 # Its code is loaded here, once, and shared by the workers: half the memory. Not with preload_app, which would also make
 # connections and threads before the workers fork.
-import chatbot.factory  # noqa: F401
+import chatbot.factory
+
+if _settings.openid_issuer is not None:
+    import chatbot.openid  # noqa: F401
 
 wsgi_app = "chatbot.wsgi:app"
 chdir = str(Path(__file__).resolve().parent)
@@ -38,6 +41,7 @@ worker_connections = 1000
 timeout = 60
 graceful_timeout = _settings.graceful_timeout
 keepalive = 75
+limit_request_line = 8190  # a search for 200 characters may need 2400 bytes
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - never a disk that can stall
 control_socket_disable = True
 logconfig_dict = logging_config(_settings.log_level)

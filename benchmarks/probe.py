@@ -3,7 +3,6 @@
 Reads its parameters as JSON from standard input, prints the measurements as JSON. Standard library only.
 """
 
-import base64
 import functools
 import http.client
 import json
@@ -44,10 +43,23 @@ def ask_model(given, key):
     return stream(connection, "/v1/chat/completions", body, headers, lambda line: b'"content":"' in line)
 
 
-def ask_chat(given, connect):
+def sign_in(given, connect):
+    """Sign in as a browser does; return the headers of everything that follows."""
+    headers = {"Host": given["domain"]}
+    connection = connect()
+    connection.request(
+        "POST", "/api/v1/session", json.dumps(given["account"]), {"Content-Type": "application/json", **headers}
+    )
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    if response.status != 200:
+        raise SystemExit(f"cannot sign in: HTTP {response.status}: {answer}")
+    cookie = response.getheader("Set-Cookie").partition(";")[0]
+    return {**headers, "Cookie": cookie, "X-CSRFToken": answer["csrf_token"]}
+
+
+def ask_chat(given, headers, connect):
     """Ask through the application's API, in a new conversation."""
-    login = base64.b64encode(f"{given['user']}:{given['password']}".encode()).decode()
-    headers = {"Authorization": f"Basic {login}", "Host": given["domain"]}
     connection = connect()
     connection.request("POST", "/api/v1/conversations", "{}", {"Content-Type": "application/json", **headers})
     conversation = json.loads(connection.getresponse().read())
@@ -65,10 +77,12 @@ def main():
     context = ssl._create_unverified_context()  # noqa: S323
     through_nginx = functools.partial(http.client.HTTPSConnection, given["domain"], 443, context=context)
 
+    directly = functools.partial(http.client.HTTPConnection, "127.0.0.1", given["port"])
+    headers = sign_in(given, directly)
     ways = {
         "model (direct)": lambda: ask_model(given, key),
-        "through the app": lambda: ask_chat(given, lambda: http.client.HTTPConnection("127.0.0.1", given["port"])),
-        "through nginx and app": lambda: ask_chat(given, through_nginx),
+        "through the app": lambda: ask_chat(given, headers, directly),
+        "through nginx and app": lambda: ask_chat(given, headers, through_nginx),
     }
     results = {name: [] for name in ways}
     for _ in range(given["rounds"]):

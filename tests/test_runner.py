@@ -51,6 +51,20 @@ def test_several_runs_of_pytest_add_up(finished: Any) -> None:
     assert job.counts == {"passed": 6}
 
 
+def test_vitest_is_counted_as_well(finished: Any) -> None:
+    summary = "\x1b[2m      Tests \x1b[22m 1 failed | 118 passed | 2 skipped (121)\n"
+    assert finished("failed", summary, counts_itself=False).counts == {"passed": 118, "failed": 1, "skipped": 2}
+    assert finished("passed", "      Tests  121 passed (121)\n", counts_itself=False).counts == {"passed": 121}
+
+
+def test_an_old_node_skips_the_web_client(runner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "node_version", lambda: (18, 20))
+    (web,) = (job for job in runner.checks() if job.name == "web")
+    assert (web.status, web.skips) == ("skipped", ["Node.js is 18.20; the web client needs 20.19 or newer"])
+    monkeypatch.setattr(runner, "node_version", lambda: (22, 1))
+    assert [job.status for job in runner.checks()] == ["waiting"] * 4
+
+
 def test_a_failed_test_is_not_counted_twice(finished: Any) -> None:
     job = finished("failed", "=== 1 failed, 9 passed, 1 error in 3.00s ===\n")
     assert job.counts == {"passed": 10, "failed": 2}

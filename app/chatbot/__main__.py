@@ -1,39 +1,34 @@
-"""Commands for operators: `python -m chatbot migrate` and `python -m chatbot settings`."""
+"""Commands for operators: `python -m chatbot --help`."""
 
-import argparse
-import json
-import logging.config
 import sys
 
+import click
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatbot.logs import logging_config
-from chatbot.migrate import migrate
-from chatbot.settings import SettingsError, load_settings
+from chatbot.commands import cli
+from chatbot.database import SchemaBehindError
+from chatbot.settings import SettingsError
 
 
 def main() -> int:
-    """Run one command; 0 when it succeeded, 1 and one line on standard error otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m chatbot", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("migrate", help="upgrade the database schema to this release's")
-    commands.add_parser("settings", help="check the settings and print them without secrets")
-    arguments = parser.parse_args()
+    """Run one command; 0 when it succeeded, 1 (2 for a wrong call) and one line on standard error otherwise."""
     try:
-        settings = load_settings()
-        logging.config.dictConfig(logging_config(settings.log_level))
-        if arguments.command == "migrate":
-            print(f"schema: {migrate(settings)}")
-        else:
-            print(json.dumps(settings.public(), indent=2))
-    except SettingsError as error:
+        result = cli.main(prog_name="python -m chatbot", standalone_mode=False)
+    except click.UsageError as error:
+        error.show()
+        return 2
+    except click.ClickException as error:
+        print(f"chatbot: {error.format_message()}", file=sys.stderr)
+    except click.Abort:
+        print("chatbot: aborted", file=sys.stderr)
+    except (SettingsError, SchemaBehindError) as error:
         print(f"chatbot: {error}", file=sys.stderr)
-        return 1
     except SQLAlchemyError as error:
         # The driver's first line names the cause and holds no password.
-        print(f"chatbot: the schema was not changed: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
-    return 0
+        print(f"chatbot: the database was not changed: {str(error).splitlines()[0]}", file=sys.stderr)
+    else:
+        return result if isinstance(result, int) else 0
+    return 1
 
 
 if __name__ == "__main__":

@@ -5,26 +5,59 @@ import re
 import time
 import uuid
 
-from flask import Flask, Response, g, request
+from flask import Blueprint, Flask, Response, g, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from chatbot import conversations, health, messages, web
+from chatbot import (
+    account,
+    admin,
+    attachments,
+    conversations,
+    health,
+    messages,
+    models,
+    openapi,
+    signin,
+    tokens,
+    web,
+)
 from chatbot.cache import LOG_TIMEOUT_SECONDS, connect
+from chatbot.cors import init_cors
 from chatbot.database import Database
 from chatbot.generations import Generations
+from chatbot.guessing import init_guard
+from chatbot.identity import init_identity
 from chatbot.metrics import init_metrics
 from chatbot.model import Model
 from chatbot.problems import init_problems
 from chatbot.ratelimits import init_rate_limits
-from chatbot.sessions import ActiveSessions, init_sessions, session_id
+from chatbot.selection import Selection
+from chatbot.sessions import ActiveSessions, init_sessions
 from chatbot.settings import Settings
+from chatbot.streaming import Readers
 from chatbot.streamlog import KEEP_ENDED_SECONDS, MemoryLog, StreamLog
+from chatbot.titles import Titles
+from chatbot.uploads import Uploads
 from chatbot.valkeylog import ValkeyLog
 
 log = logging.getLogger(__name__)
 
 # Polled every few seconds by machines: not worth a log line each.
-QUIET = frozenset({"health.health", "health.ready", "prometheus_metrics", "static"})
+QUIET = frozenset({"health.health", "health.ready", "prometheus_metrics", "static", "web.asset"})
+
+BLUEPRINTS: tuple[Blueprint, ...] = (
+    signin.blueprint,
+    account.blueprint,
+    tokens.blueprint,
+    admin.blueprint,
+    conversations.blueprint,
+    messages.blueprint,
+    attachments.blueprint,
+    models.blueprint,
+    openapi.blueprint,
+    health.blueprint,
+    web.blueprint,
+)
 
 
 def create_app(settings: Settings) -> Flask:
@@ -50,25 +83,39 @@ def create_app(settings: Settings) -> Flask:
         "model": model,
         "stream_log": stream_log,
         "generations": Generations(database, model, stream_log, settings.stream_max_seconds),
+        "readers": Readers(),
+        "selection": Selection(settings, model),
+        "titles": Titles(database, model, settings.title_model) if settings.title_model else None,
+        "uploads": Uploads(settings, database),
     }
 
     _log_requests(app)
     init_metrics(app, settings, sessions)
     init_problems(app)
-    init_sessions(app)
-    for blueprint in (conversations.blueprint, messages.blueprint, health.blueprint, web.blueprint):
-        app.register_blueprint(blueprint)
-    init_rate_limits(app, settings, valkey, messages.GENERATING)
-
-    @app.before_request
-    def note_session() -> None:
-        if request.endpoint not in QUIET and (identifier := session_id()) is not None:
-            sessions.touch(identifier)
+    init_sessions(app, settings)
+    init_cors(app, settings)
 
     @app.before_request
     def refuse_stale_schema() -> None:
-        if request.blueprint in (conversations.blueprint.name, messages.blueprint.name):
+        if request.path.startswith("/api/") and request.blueprint not in (None, health.blueprint.name):
             database.check_schema()
+
+    init_identity(app)
+    init_guard(app, settings, valkey)
+    for blueprint in BLUEPRINTS:
+        app.register_blueprint(blueprint)
+    if settings.openid_issuer is not None:
+        from chatbot.openid import init_openid  # its libraries need 16 MB
+
+        init_openid(app, settings)
+    init_rate_limits(app, settings, valkey, (*messages.GENERATING, "attachments.upload"))
+
+    @app.after_request
+    def note_session(response: Response) -> Response:
+        asking = g.get("principal")
+        if asking is not None and asking.sign_in_id is not None:
+            sessions.touch(asking.sign_in_id.hex)
+        return response
 
     @app.after_request
     def keep_out_of_caches(response: Response) -> Response:

@@ -7,13 +7,15 @@ import logging
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
 from sqlalchemy import update
 from sqlalchemy.exc import SQLAlchemyError
 
-from chatbot import metrics
+from chatbot import metrics, usage
+from chatbot.context import chars_of
 from chatbot.database import MESSAGES, Database, Status, now
 from chatbot.model import Answer, Model, ModelError, Turn
 from chatbot.streamlog import StreamLog
@@ -25,15 +27,26 @@ LAST_SAVE_ATTEMPTS = 10
 LAST_SAVE_PAUSE = 1.0
 # A longer answer (characters) is ended: a model that never stops must not fill the memory.
 MAX_CHARS = 1_000_000
+# Why an answer has ended whose process has died.
+WORKER_LOST = "worker_lost"
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to generate: the text for a message that is `streaming` already, and what it begins with when continued."""
+    """What to generate: the text for a message that is `streaming` already, and what it begins with when continued.
+
+    `account_id` says whose tokens it uses. `model` is the configured one where there is none, `used` what the text so
+    far has cost (prompt and completion tokens), which is counted already. `then` is called with the whole text after
+    the answer is complete and saved.
+    """
 
     message_id: uuid.UUID
     turns: list[Turn]
     text: str = ""
+    account_id: uuid.UUID | None = None
+    model: str | None = None
+    used: tuple[int, int] = (0, 0)
+    then: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +82,15 @@ class Generation:
         self._model = model
         self._log = stream_log
         self._stream = str(job.message_id)
+        self._name = job.model or model.name
         self._turns = job.turns
+        self._prompt_chars = chars_of(job.turns)
+        self._account_id = job.account_id
+        self._used = job.used
         self._text = [job.text]
         self._chars = len(job.text)
         self._pieces = 0
+        self._first_piece: float | None = None
         self._prompt_tokens: int | None = None
         self._completion_tokens: int | None = None
         self._answer: Answer | None = None
@@ -80,10 +98,12 @@ class Generation:
         self._lock = threading.Lock()
         self.ended = False  # nothing is added any more
         self.finished = False  # everything is saved
+        self.completed = False  # by the model itself
 
     def run(self) -> None:
         """Write the answer to its end. Never raises."""
         self._log.open(self._stream)
+        metrics.waiting_generations.inc()
         try:
             self._write()
         except ModelError as error:
@@ -91,7 +111,8 @@ class Generation:
             self._end(Status.FAILED, error=error)
         except Exception:
             log.exception("generation broke", extra={"message_id": self._stream})
-            self._end(Status.FAILED, error=ModelError(500, "The answer broke off because of an internal error."))
+            internal = ModelError(500, "The answer broke off because of an internal error.", kind="internal")
+            self._end(Status.FAILED, error=internal)
         finally:
             self._asked.set()
 
@@ -114,7 +135,8 @@ class Generation:
 
     def _write(self) -> None:
         finish_reason = None
-        self._answer = self._model.answer(self._turns)
+        self._answer = self._model.answer(self._turns, self._name)
+        self._turns = []  # may hold images
         self._asked.set()
         try:
             for chunk in self._answer:
@@ -131,15 +153,17 @@ class Generation:
         finally:
             self._answer.close()
         if finish_reason is None and not self.ended:
-            raise ModelError(502, "The model broke off in the middle of the answer.")
+            raise ModelError(502, "The model broke off in the middle of the answer.", kind="broke_off")
         self._end(Status.COMPLETE, finish_reason)
 
     def _append(self, text: str, pieces: int) -> None:
         with self._lock:
             if self.ended:
                 return
-            if not self._pieces:
-                metrics.first_token.labels(self._model.name).observe(time.monotonic() - self.started)
+            if self._first_piece is None:
+                self._first_piece = time.monotonic()
+                metrics.waiting_generations.dec()
+                metrics.first_token.labels(self._name).observe(self._first_piece - self.started)
             self._pieces += pieces
             self._text.append(text)
             self._chars += len(text)
@@ -150,12 +174,9 @@ class Generation:
             if self.ended:
                 return
             self.ended = True
-        counted = self._completion_tokens if self._completion_tokens is not None else self._pieces
-        if error is None:
-            outcome = Outcome(status, reason, self._prompt_tokens, counted)
-        else:
-            outcome = Outcome(status, "error", self._prompt_tokens, counted, error.detail, error.status)
-        self._report(outcome)
+        self.completed = status is Status.COMPLETE
+        outcome = self._outcome(status, reason, error)
+        self._report(outcome, error)
         for _ in range(LAST_SAVE_ATTEMPTS):
             if self._save(outcome):
                 break
@@ -165,12 +186,36 @@ class Generation:
         self._log.close(self._stream, self._chars, outcome.encoded())
         self.finished = True
 
-    def _report(self, outcome: Outcome) -> None:
-        name, seconds = self._model.name, time.monotonic() - self.started
+    def _outcome(self, status: Status, reason: str | None, error: ModelError | None) -> Outcome:
+        """How it has ended, with what the text has cost in all."""
+        prompt, completion = self._prompt_tokens, self._counted()
+        if self._used != (0, 0):
+            prompt, completion = (prompt or 0) + self._used[0], completion + self._used[1]
+        if error is None:
+            return Outcome(status, reason, prompt, completion)
+        return Outcome(status, "error", prompt, completion, error.detail, error.status)
+
+    def _counted(self) -> int:
+        """The completion tokens of this run."""
+        return self._completion_tokens if self._completion_tokens is not None else self._pieces
+
+    def _prompt_used(self) -> int:
+        """The prompt tokens of this run, estimated where the model has not counted them."""
+        return usage.estimate(self._prompt_chars) if self._prompt_tokens is None else self._prompt_tokens
+
+    def _report(self, outcome: Outcome, error: ModelError | None) -> None:
+        name, clock = self._name, time.monotonic()
+        seconds, counted = clock - self.started, self._counted()
+        if self._first_piece is None:
+            metrics.waiting_generations.dec()
+        elif counted > 1 and clock > self._first_piece:
+            metrics.token_rate.labels(name).observe(counted / (clock - self._first_piece))
+        if error is not None:
+            metrics.model_errors.labels(name, error.kind).inc()
         metrics.messages_total.labels("assistant", name).inc()
         metrics.count_answer(name, outcome.status.value, outcome.finish_reason or "")
-        metrics.tokens_total.labels(name, "prompt").inc(outcome.prompt_tokens or 0)
-        metrics.tokens_total.labels(name, "completion").inc(outcome.completion_tokens or 0)
+        metrics.tokens_total.labels(name, "prompt").inc(self._prompt_tokens or 0)
+        metrics.tokens_total.labels(name, "completion").inc(counted)
         metrics.stream_duration.labels(name).observe(seconds)
         log.info(
             "answer ended",
@@ -179,13 +224,13 @@ class Generation:
                 "status": outcome.status.value,
                 "finish_reason": outcome.finish_reason,
                 "seconds": round(seconds, 3),
-                "prompt_tokens": outcome.prompt_tokens,
-                "completion_tokens": outcome.completion_tokens,
+                "prompt_tokens": self._prompt_tokens,
+                "completion_tokens": counted,
             },
         )
 
     def _save(self, outcome: Outcome) -> bool:
-        """Write text and outcome; False when the database did not take them.
+        """Write text, outcome and what it has used; False when the database did not take them.
 
         Where somebody else has ended the message meanwhile (see `generations.Generations.reap`) only the text is
         written: it is what its readers saw.
@@ -205,9 +250,13 @@ class Generation:
             with self._database.session() as session:
                 connection = session.connection()
                 saved = update(MESSAGES).where(mine, MESSAGES.c.status == Status.STREAMING).values(values)
+                reaped = False
                 if connection.execute(saved).rowcount == 0:
-                    kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED)
-                    connection.execute(kept.values(content=text))
+                    kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED).values(content=text)
+                    reaped = connection.scalar(kept.returning(MESSAGES.c.finish_reason)) == WORKER_LOST
+                if self._account_id is not None and self._answer is not None and not reaped:
+                    # Also where the message is gone: deleting it gives no tokens back.
+                    usage.record(connection, self._account_id, self._prompt_used(), self._counted())
         except SQLAlchemyError as failure:
             log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False

@@ -11,9 +11,9 @@ from sqlalchemy import bindparam, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from chatbot import metrics
+from chatbot import metrics, usage
 from chatbot.database import MESSAGES, Database, Message, Status, now
-from chatbot.generation import Generation, Job, Outcome
+from chatbot.generation import WORKER_LOST, Generation, Job, Outcome
 from chatbot.model import Model
 from chatbot.streamlog import LogUnavailableError, StreamLog
 
@@ -25,7 +25,6 @@ SAVE_EVERY = 3.0
 LEASE = timedelta(seconds=20)
 # How often the running answers are looked after (seconds).
 TICK = 0.5
-WORKER_LOST = "worker_lost"
 
 
 class Generations:
@@ -49,7 +48,9 @@ class Generations:
             self._running[str(job.message_id)] = generation
             metrics.running_generations.inc()
             start_keeper, self._keeping = not self._keeping, True
-        threading.Thread(target=self._run, args=(generation,), name=f"generation-{job.message_id}", daemon=True).start()
+        threading.Thread(
+            target=self._run, args=(generation, job), name=f"generation-{job.message_id}", daemon=True
+        ).start()
         if start_keeper:
             threading.Thread(target=self._keep, name="generation-keeper", daemon=True).start()
         return generation
@@ -80,15 +81,18 @@ class Generations:
         )
         if which:
             dead = dead.where(Message.id.in_(which))
-        for message in session.scalars(dead.with_for_update(skip_locked=True)).all():
+        found = session.scalars(dead.with_for_update(skip_locked=True)).all()
+        for message in found:
             message.content += self._beyond(message)
             message.status = Status.INTERRUPTED
             message.finish_reason = WORKER_LOST
             message.updated_at = now()
-            metrics.messages_total.labels("assistant", self._model.name).inc()
-            metrics.count_answer(self._model.name, Status.INTERRUPTED.value, WORKER_LOST)
+            model = message.model or self._model.name
+            metrics.messages_total.labels("assistant", model).inc()
+            metrics.count_answer(model, Status.INTERRUPTED.value, WORKER_LOST)
             log.warning("an answer lost its process", extra={"message_id": str(message.id)})
             self._log.close(str(message.id), len(message.content), outcome_of(message).encoded())
+        usage.record_lost(session, found, self._model.context_tokens)
 
     def reap_all(self) -> None:
         """The same in a transaction of its own; what goes wrong is logged, since nobody waits for it."""
@@ -102,7 +106,7 @@ class Generations:
         with self._lock:
             return list(self._running.values())
 
-    def _run(self, generation: Generation) -> None:
+    def _run(self, generation: Generation, job: Job) -> None:
         generation.run()
         stream = str(generation.message_id)
         with self._lock:
@@ -110,6 +114,8 @@ class Generations:
                 del self._running[stream]
                 self._saved.pop(stream, None)
             metrics.running_generations.dec()
+        if job.then is not None and generation.completed:
+            job.then(generation.snapshot()[0])
 
     def stop_here(self, stream: str) -> bool:
         """Stop an answer that this process writes; False where it does not."""

@@ -3,13 +3,17 @@
 import logging
 import threading
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
-from flask import Blueprint, current_app
+from flask import Blueprint, Response, current_app
 from sqlalchemy import text
 from valkey import Valkey
 
+from chatbot import schemas
+from chatbot.bodies import respond
 from chatbot.database import Database, SchemaBehindError
+from chatbot.identity import anybody
+from chatbot.openapi import operation
 from chatbot.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -21,13 +25,17 @@ CHECK_TIMEOUT = 4.0
 
 
 @blueprint.get("/health")
-def health() -> dict[str, str]:
+@anybody
+@operation({200: schemas.Health})
+def health() -> Response:
     """Alive: the process answers. Says nothing about what it depends on."""
-    return {"status": "alive", "release": _settings().release}
+    return respond(schemas.Health(status="alive", release=_settings().release))
 
 
 @blueprint.get("/ready")
-def ready() -> tuple[dict[str, Any], int]:
+@anybody
+@operation({200: schemas.Readiness, 503: schemas.Readiness})
+def ready() -> Response:
     """Ready: names the release and colour; 503 and which check failed unless database, schema and Valkey are fine."""
     database = cast(Database, current_app.extensions["database"])
     valkey = cast("Valkey | None", current_app.extensions["valkey"])
@@ -44,13 +52,10 @@ def ready() -> tuple[dict[str, Any], int]:
     if not fine:
         log.warning("not ready", extra={"checks": checks})
     settings = _settings()
-    body = {
-        "status": "ready" if fine else "not ready",
-        "release": settings.release,
-        "colour": settings.colour,
-        "checks": checks,
-    }
-    return body, 200 if fine else 503
+    body = schemas.Readiness(
+        status="ready" if fine else "not ready", release=settings.release, colour=settings.colour, checks=checks
+    )
+    return respond(body, 200 if fine else 503)
 
 
 def _check(question: Callable[[], object]) -> str:

@@ -1,7 +1,7 @@
 """Metrics for Prometheus at `/metrics`, summed over all workers.
 
 The exporter's own defaults are off: their names are fixed, and they label with the raw path unless told otherwise.
-Labels are bounded: routes instead of paths, known methods, the one configured model.
+Labels are bounded: routes instead of paths, known methods, models that are offered.
 """
 
 import time
@@ -41,6 +41,12 @@ running_generations = Gauge(
     "Answers that are being written, with or without a reader",
     multiprocess_mode="livesum",
 )
+waiting_generations = Gauge(
+    "chatbot_waiting_generations",
+    "Answers that wait for their first piece: the queue in front of the model",
+    multiprocess_mode="livesum",
+)
+model_errors = Counter("chatbot_model_errors_total", "Answers the model did not finish, by cause", ["model", "kind"])
 cut_answers = Counter(
     "chatbot_cut_answers_total", "Answers that were stopped or interrupted, by what did it", ["model", "reason"]
 )
@@ -56,6 +62,14 @@ stream_duration = Histogram(
     ["model"],
     buckets=(0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320),
 )
+sign_ins = Counter("chatbot_sign_ins_total", "Attempts to sign in, by how they ended", ["method", "result"])
+refusals = Counter("chatbot_refusals_total", "Requests refused by a limit or a budget", ["reason"])
+token_rate = Histogram(
+    "chatbot_tokens_per_second",
+    "Speed of an answer from its first piece to its end",
+    ["model"],
+    buckets=(1, 2, 5, 10, 20, 30, 50, 75, 100, 150, 250, 500),
+)
 build_info = Gauge(
     "chatbot_build_info", "The running release; always 1", ["release", "colour"], multiprocess_mode="livemax"
 )
@@ -63,6 +77,21 @@ build_info = Gauge(
 
 # What cuts an answer; `worker_lost` is noticed by another process.
 CUT_REASONS = ("stopped", "time_limit", "size_limit", "shutdown", "superseded", "worker_lost")
+# Why a model gave no whole answer: the kinds of a ModelError.
+ERROR_KINDS = (
+    "timeout", "unreachable", "credentials", "unknown_model", "rate_limit", "rejected", "failed", "malformed",
+    "broke_off", "internal",
+)  # fmt: skip
+
+SIGN_IN_RESULTS = (
+    ("password", "success"),
+    ("password", "failed"),
+    ("password", "disabled"),
+    ("password", "limited"),
+    ("openid", "success"),
+    ("openid", "failed"),
+)
+REFUSALS = ("rate_limit", "sign_in_limit", "account_budget", "instance_budget", "answers", "streams")
 
 
 def count_answer(model: str, status: str, reason: str) -> None:
@@ -94,6 +123,12 @@ def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> No
         tokens_total.labels(settings.model_name, kind)
     for reason in CUT_REASONS:
         cut_answers.labels(settings.model_name, reason)
+    for method, result in SIGN_IN_RESULTS:
+        sign_ins.labels(method, result)
+    for reason in REFUSALS:
+        refusals.labels(reason)
+    for kind in ERROR_KINDS:
+        model_errors.labels(settings.model_name, kind)
 
     @app.before_request
     def start_clock() -> None:

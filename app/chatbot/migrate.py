@@ -1,6 +1,7 @@
 """Brings the schema to this release's, one process at a time."""
 
 import contextlib
+from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
@@ -8,8 +9,10 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from chatbot.database import ALEMBIC_INI, make_engine
+from chatbot.database import make_engine
 from chatbot.settings import Settings
+
+ALEMBIC_INI = Path(__file__).resolve().parent.parent / "alembic.ini"
 
 # Any constant will do, as long as every release uses the same one ("chatbot" in ASCII).
 LOCK = 0x63686174626F74

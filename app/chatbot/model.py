@@ -34,7 +34,7 @@ class Turn(TypedDict):
     """One message as the chat-completions API wants it."""
 
     role: str
-    content: str
+    content: str | list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +49,16 @@ class Chunk:
 
 
 class ModelError(Exception):
-    """The model gave no (whole) answer. The message is for the reader and holds nothing of the provider's text."""
+    """The model gave no (whole) answer. The message is for the reader and holds nothing of the provider's text.
 
-    def __init__(self, status: int, detail: str, *, retry_after: int | None = None) -> None:
+    `kind` is one of metrics.ERROR_KINDS, for the administrator.
+    """
+
+    def __init__(self, status: int, detail: str, *, kind: str = "failed", retry_after: int | None = None) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
+        self.kind = kind
         self.retry_after = retry_after
 
 
@@ -63,6 +67,7 @@ class Model:
 
     def __init__(self, settings: Settings) -> None:
         self.name = settings.model_name
+        self.context_tokens = settings.model_context_tokens
         self._client = openai.OpenAI(
             base_url=settings.model_base_url,
             api_key=settings.model_api_key.get_secret_value(),
@@ -76,7 +81,6 @@ class Model:
             "max_completion_tokens" if urlsplit(settings.model_base_url).hostname == "api.openai.com" else "max_tokens"
         )
         self._parameters: dict[str, Any] = {
-            "model": settings.model_name,
             "stream": True,
             "stream_options": {"include_usage": True},
             limit: settings.model_max_tokens,
@@ -84,18 +88,28 @@ class Model:
         if settings.model_temperature is not None:
             self._parameters["temperature"] = settings.model_temperature
 
-    def answer(self, turns: list[Turn]) -> "Answer":
-        """Ask; returns when the model has accepted the question. Raises ModelError."""
-        return Answer(self._open(turns))
+    def answer(self, turns: list[Turn], model: str | None = None) -> "Answer":
+        """Ask (the configured model by default); returns when it has accepted the question. Raises ModelError."""
+        return Answer(self._open(self._parameters | {"model": model or self.name, "messages": turns}))
 
-    def _open(self, turns: list[Turn]) -> httpx2.Response:
+    def offered(self, seconds: float) -> list[str]:
+        """The names of the provider's models. Raises ModelError, also when it needs longer than `seconds`."""
+        try:
+            page = self._client.with_options(timeout=seconds).models.list()
+            return [item.id for item in page.data if isinstance(item.id, str)]
+        except openai.OpenAIError as error:
+            raise _explained(error) from None
+        except (ValueError, TypeError, AttributeError):  # no JSON, or not the API's
+            raise ModelError(502, "The provider's list of models cannot be read.", kind="malformed") from None
+
+    def _open(self, body: dict[str, Any]) -> httpx2.Response:
         """Send the question. A server that is unreachable or loading is asked again: it may be restarting."""
         for attempt in range(CONNECT_ATTEMPTS):
             try:
                 # Unlike chat.completions.create(): plain dicts in, and out comes the response as it is.
                 stream = self._client.post(
                     "/chat/completions",
-                    body=self._parameters | {"messages": turns},
+                    body=body,
                     cast_to=object,
                     stream=True,
                     stream_cls=openai.Stream[object],
@@ -152,7 +166,7 @@ class Answer:
                 raise _explained(error) from None
         except (ValueError, TypeError, AttributeError, LookupError):  # no JSON, or not the API's
             log.warning("the model's stream cannot be read")
-            raise ModelError(502, "The model sent something that cannot be read.") from None
+            raise ModelError(502, "The model sent something that cannot be read.", kind="malformed") from None
         finally:
             self.close()
 
@@ -198,21 +212,30 @@ def _explained(error: Exception) -> ModelError:
     )
     match error:
         case openai.APITimeoutError() | httpx2.TimeoutException():
-            return ModelError(504, "The model did not answer in time.")
+            return ModelError(504, "The model did not answer in time.", kind="timeout")
         case openai.APIConnectionError() | httpx2.TransportError():
-            return ModelError(503, "The model cannot be reached.", retry_after=5)
+            return ModelError(503, "The model cannot be reached.", kind="unreachable", retry_after=5)
         case openai.AuthenticationError() | openai.PermissionDeniedError():
-            return ModelError(502, "The model's provider refused this service's key; the administrator must mend it.")
+            return ModelError(
+                502,
+                "The model's provider refused this service's key; the administrator must mend it.",
+                kind="credentials",
+            )
         case openai.NotFoundError():
-            return ModelError(502, "The provider does not know the configured model; the administrator must mend it.")
+            return ModelError(
+                502,
+                "The provider does not know this model; choose another one, or the administrator must mend it.",
+                kind="unknown_model",
+            )
         case openai.RateLimitError():
             return ModelError(
                 503,
                 "The model's provider is limiting this service; try again in a moment.",
+                kind="rate_limit",
                 retry_after=_retry_after(error),
             )
         case openai.BadRequestError() | openai.UnprocessableEntityError():
-            return ModelError(502, "The model refused the question; it may be too long for it.")
+            return ModelError(502, "The model refused the question; it may be too long for it.", kind="rejected")
     return ModelError(502, "The model failed; try again.")
 
 

@@ -35,6 +35,8 @@ class Problem(Exception):  # noqa: N818 - RFC 9457 calls it so
         """The document as a response, with the request's identifier for whoever looks into the logs."""
         document = self.document() | {"request_id": g.get("request_id")}
         response = Response(orjson.dumps(document, default=str), self.status, content_type="application/problem+json")
+        if self.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after is not None:
             response.headers["Retry-After"] = str(self.retry_after)
         return response
@@ -69,6 +71,7 @@ def _http_error(error: HTTPException) -> Response:
         error.name,
         details.get(error.code, error.description or error.name),
         retry_after=g.get("retry_after"),
+        **({"type": "urn:chatbot:rate-limited"} if error.code == 429 else {}),
     )
     response = problem.response()
     if error.code == 405:

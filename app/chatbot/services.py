@@ -7,8 +7,12 @@ from flask import current_app
 from chatbot.database import Database
 from chatbot.generations import Generations
 from chatbot.model import Model
+from chatbot.selection import Selection
 from chatbot.settings import Settings
+from chatbot.streaming import Readers
 from chatbot.streamlog import StreamLog
+from chatbot.titles import Titles
+from chatbot.uploads import Uploads
 
 
 def database() -> Database:
@@ -26,6 +30,16 @@ def model() -> Model:
     return cast(Model, current_app.extensions["model"])
 
 
+def readers() -> Readers:
+    """Who follows answers in this process."""
+    return cast(Readers, current_app.extensions["readers"])
+
+
+def selection() -> Selection:
+    """The models to choose from."""
+    return cast(Selection, current_app.extensions["selection"])
+
+
 def settings() -> Settings:
     """The settings."""
     return cast(Settings, current_app.extensions["settings"])
@@ -34,3 +48,13 @@ def settings() -> Settings:
 def stream_log() -> StreamLog:
     """The logs of running answers."""
     return cast(StreamLog, current_app.extensions["stream_log"])
+
+
+def titles() -> Titles | None:
+    """Who asks a model for titles; None where none is configured."""
+    return cast("Titles | None", current_app.extensions["titles"])
+
+
+def uploads() -> Uploads:
+    """The uploaded files."""
+    return cast(Uploads, current_app.extensions["uploads"])

@@ -1,19 +1,19 @@
-"""Browser sessions: a signed cookie with a random identifier, and how many of them are active.
-
-A session is active when it made a request in the last five minutes. Scripts and probes, without the cookie, have none.
+"""The browser's cookie, and how many sessions are active: browsers that are signed in and made a request in the last
+five minutes. Programs with API tokens have none.
 """
 
 import logging
 import math
-import secrets
 import threading
 import time
 from datetime import timedelta
 
-from flask import Flask, request, session
+from flask import Flask, request
 from flask.sessions import SecureCookieSessionInterface
 from valkey import Valkey
 from valkey.exceptions import ValkeyError
+
+from chatbot.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -25,35 +25,27 @@ KEY = "chatbot:active_sessions"
 
 
 class _SessionInterface(SecureCookieSessionInterface):
-    """Marks the cookie Secure exactly when the browser came over HTTPS (nginx says so in X-Forwarded-Proto)."""
+    """Marks the cookie Secure exactly when the browser came over HTTPS (nginx says so in X-Forwarded-Proto).
+
+    Foreign sites get it sent only where the settings name such a site: then the CSRF token alone keeps others out.
+    """
 
     def get_cookie_secure(self, _app: Flask) -> bool:
         return request.is_secure
 
+    def get_cookie_samesite(self, app: Flask) -> str:
+        return "None" if request.is_secure and app.extensions["settings"].cors_origins else "Lax"
 
-def init_sessions(app: Flask) -> None:
-    """Configure the cookie. Its SameSite, and bodies that must be JSON, keep foreign sites from acting for the user."""
+
+def init_sessions(app: Flask, settings: Settings) -> None:
+    """Configure the cookie."""
     app.session_interface = _SessionInterface()
     app.config.update(
         SESSION_COOKIE_NAME="chatbot_session",
         SESSION_COOKIE_HTTPONLY=True,
-        SESSION_COOKIE_SAMESITE="Lax",
         SESSION_REFRESH_EACH_REQUEST=False,
-        PERMANENT_SESSION_LIFETIME=timedelta(days=30),
+        PERMANENT_SESSION_LIFETIME=timedelta(days=settings.session_days),
     )
-
-
-def session_id() -> str | None:
-    """The identifier of the request's browser session, None for a client without (valid) cookie."""
-    value = session.get("id")
-    return value if isinstance(value, str) else None
-
-
-def ensure_session() -> None:
-    """Give the browser a session, or renew the one it has for another 30 days."""
-    session.setdefault("id", secrets.token_hex(16))
-    session.permanent = True
-    session.modified = True
 
 
 class ActiveSessions:

@@ -4,14 +4,17 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import limits
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     SecretStr,
+    StringConstraints,
     ValidationError,
     field_validator,
     model_validator,
@@ -21,7 +24,7 @@ from sqlalchemy.exc import ArgumentError
 
 PREFIX = "CHATBOT_"
 # These may also be given as <NAME>_FILE, the path of a file that holds the value.
-SECRETS = ("database_password", "valkey_password", "secret_key", "model_api_key")
+SECRETS = ("database_password", "valkey_password", "secret_key", "model_api_key", "openid_client_secret")
 
 
 class SettingsError(Exception):
@@ -33,7 +36,19 @@ def _known_limit(value: str) -> str:
     return value
 
 
+def _known_limits(value: str) -> str:
+    limits.parse_many(value)
+    return value
+
+
+def _listed(value: object) -> object:
+    return [item.strip() for item in value.split(",") if item.strip()] if isinstance(value, str) else value
+
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=100)]
 RateLimit = Annotated[str, AfterValidator(_known_limit)]
+# Several, separated by semicolons; all of them count.
+RateLimits = Annotated[str, AfterValidator(_known_limits)]
 
 
 class Settings(BaseModel):
@@ -54,6 +69,9 @@ class Settings(BaseModel):
     model_context_tokens: int = Field(default=8192, ge=256)
     model_temperature: float | None = Field(default=None, ge=0, le=2)
     model_timeout: float = Field(default=120, gt=0)
+    model_vision: bool = False
+    models: Annotated[tuple[ModelName, ...] | None, BeforeValidator(_listed)] = None
+    title_model: ModelName | None = None
     system_prompt: str | None = None
     demo_model: bool = False
 
@@ -67,9 +85,30 @@ class Settings(BaseModel):
     graceful_timeout: int = Field(default=330, gt=0)
     rate_limit: RateLimit = "30 per minute"
     rate_limit_address: RateLimit = "120 per minute"
+    monthly_token_budget: int | None = Field(default=None, ge=0)
+    instance_token_budget: int | None = Field(default=None, ge=0)
+    answers_per_account: int = Field(default=5, ge=1)
+    streams_per_account: int = Field(default=20, ge=1)
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     max_message_chars: int = Field(default=32_000, ge=1)
+    max_upload_bytes: int = Field(default=10 * 1024 * 1024, ge=1024)
+    max_attachments: int = Field(default=20, ge=1)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    sign_up: Literal["closed", "invitation", "open"] = "closed"
+    password_min_length: int = Field(default=12, ge=8, le=128)
+    session_days: int = Field(default=30, ge=1, le=400)
+    sign_in_limit: RateLimits = "5 per minute; 20 per hour"
+    sign_in_limit_address: RateLimits = "30 per minute; 120 per hour"
+    sign_in_limit_account: RateLimits = "100 per hour"
+    sign_up_limit_address: RateLimits = "10 per hour"
+    cors_origins: str | None = None
+
+    openid_issuer: str | None = Field(default=None, pattern=r"^https?://")
+    openid_client_id: str | None = None
+    openid_client_secret: SecretStr | None = None
+    openid_name: str = Field(default="single sign-on", max_length=50)
+    openid_sign_up: bool = False
 
     @field_validator("database_url")
     @classmethod
@@ -97,6 +136,22 @@ class Settings(BaseModel):
         if value is not None and not (value.is_dir() and os.access(value, os.W_OK)):
             raise ValueError(f"{value} is not a directory that this user may write to")
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: str | None) -> str | None:
+        for origin in (value or "").split():
+            parts = urlsplit(origin)
+            if parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}" or "*" in origin:
+                raise ValueError(f"{origin} is not an origin like https://chat.example.org")
+        return value
+
+    @model_validator(mode="after")
+    def _openid_is_whole(self) -> Self:
+        given = [self.openid_issuer, self.openid_client_id, self.openid_client_secret]
+        if any(given) and not all(given):
+            raise ValueError("CHATBOT_OPENID_ISSUER, _CLIENT_ID and _CLIENT_SECRET are given together or not at all")
+        return self
 
     @model_validator(mode="after")
     def _streams_end_before_workers(self) -> Self:

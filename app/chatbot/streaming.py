@@ -5,8 +5,10 @@ process, every log and the database.
 """
 
 import logging
+import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 
@@ -17,7 +19,7 @@ from chatbot import metrics
 from chatbot.database import Message, Status
 from chatbot.generation import Outcome
 from chatbot.generations import outcome_of
-from chatbot.problems import model_problem
+from chatbot.problems import Problem, model_problem
 from chatbot.sse import PING, encode
 from chatbot.streamlog import Entry, LogUnavailableError, StreamLog
 
@@ -31,10 +33,12 @@ POLL_EVERY = 1.0
 type Load = Callable[[uuid.UUID], Message | None]
 
 
-def event_response(start: dict[str, object], offset: int, events: Iterator[bytes]) -> Response:
-    """A response that begins with `start` and goes on with `events`."""
+def event_response(
+    start: dict[str, object], offset: int, events: Iterator[bytes], on_close: Callable[[], None] | None = None
+) -> Response:
+    """A response that begins with `start` and goes on with `events`; `on_close` is called when that has ended."""
     return Response(
-        EventStream(encode("start", offset, start), events),
+        EventStream(encode("start", offset, start), events, on_close),
         mimetype="text/event-stream",
         # nginx must pass every event on at once, and nobody may transform or keep it.
         headers={"X-Accel-Buffering": "no", "Cache-Control": "no-store, no-transform"},
@@ -44,9 +48,10 @@ def event_response(start: dict[str, object], offset: int, events: Iterator[bytes
 class EventStream:
     """Counts itself as open until the server closes it, which it also does when the reader has gone."""
 
-    def __init__(self, start: bytes, events: Iterator[bytes]) -> None:
+    def __init__(self, start: bytes, events: Iterator[bytes], on_close: Callable[[], None] | None = None) -> None:
         self._start: bytes | None = start
         self._events = events
+        self._on_close = on_close
         self._open = True
         metrics.open_streams.inc()
 
@@ -68,7 +73,38 @@ class EventStream:
         if self._open:
             self._open = False
             metrics.open_streams.dec()
+            if self._on_close is not None:
+                self._on_close()
             self._events.close()  # type: ignore[attr-defined]  # a generator
+
+
+class Readers:
+    """How many streams of existing answers each account has open in this process."""
+
+    def __init__(self) -> None:
+        self._open: Counter[uuid.UUID] = Counter()
+        self._lock = threading.Lock()
+
+    def enter(self, account_id: uuid.UUID, limit: int) -> Callable[[], None]:
+        """Count one more, until the function that this returns is called. A Problem (429) beyond the limit."""
+        with self._lock:
+            if self._open[account_id] >= limit:
+                metrics.refusals.labels("streams").inc()
+                raise Problem(
+                    429,
+                    "Too many streams at once",
+                    f"You have {limit} streams open already; close one of them.",
+                    retry_after=5,
+                    type="urn:chatbot:streams-limit",
+                )
+            self._open[account_id] += 1
+        return lambda: self._leave(account_id)
+
+    def _leave(self, account_id: uuid.UUID) -> None:
+        with self._lock:
+            self._open[account_id] -= 1
+            if not self._open[account_id]:
+                del self._open[account_id]
 
 
 class Follower:

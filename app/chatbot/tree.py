@@ -4,11 +4,6 @@ import uuid
 from collections.abc import Sequence
 
 from chatbot.database import Message, Role
-from chatbot.model import Turn
-from chatbot.settings import Settings
-
-# A rough lower bound over languages and tokenizers; being wrong only sends fewer old messages.
-CHARS_PER_TOKEN = 3
 
 
 class Tree:
@@ -43,35 +38,3 @@ class Tree:
         while message is not None and message.id in self._newest_child:
             message = self._newest_child[message.id]
         return self.path(message)
-
-
-def turns(settings: Settings, path: Sequence[Message], *, continued: bool = False) -> list[Turn]:
-    """What the model is sent for the question at the end of the path, as much of it as the context window holds.
-
-    A question without any answer is left out together with it: many chat templates insist on turns that alternate.
-    Where an answer is `continued`, the path ends with it, and the model is asked to go on.
-    """
-    tokens = settings.model_context_tokens - min(settings.model_max_tokens, settings.model_context_tokens // 2)
-    room = tokens * CHARS_PER_TOKEN - len(settings.system_prompt or "")
-    newest_first: list[Turn] = []
-    if continued:
-        newest_first.append({"role": "user", "content": CONTINUE})
-    else:
-        newest_first.append({"role": "user", "content": path[-1].content})
-        path = path[:-1]
-    room -= len(newest_first[0]["content"])
-    for question, answer in zip(path[-2::-2], path[::-2], strict=True):
-        if answer.content:
-            room -= len(answer.content) + len(question.content)
-            if room < 0:
-                break
-            newest_first += [
-                {"role": "assistant", "content": answer.content},
-                {"role": "user", "content": question.content},
-            ]
-    if settings.system_prompt:
-        newest_first.append({"role": "system", "content": settings.system_prompt})
-    return newest_first[::-1]
-
-
-CONTINUE = "Your last answer was cut off. Continue it exactly where it ends, without repeating anything."

@@ -1,5 +1,6 @@
 """gunicorn's gevent worker, with answers that outlive their connections."""
 
+import math
 import threading
 import time
 
@@ -10,6 +11,8 @@ from chatbot.generations import Generations
 
 # So often (seconds) a worker looks for answers whose process has died.
 REAP_EVERY = 10.0
+# And for files that belong to nothing.
+SWEEP_EVERY = 3600.0
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no type information
@@ -30,8 +33,12 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no type inform
         gevent.spawn_later((longest + self.cfg.graceful_timeout) / 2, self._generations().interrupt, "shutdown")
 
     def _reap(self) -> None:
+        swept = -math.inf
         while self.alive:
             self._generations().reap_all()
+            if time.monotonic() - swept > SWEEP_EVERY:
+                swept = time.monotonic()
+                self.wsgi.extensions["uploads"].sweep()
             time.sleep(REAP_EVERY)
 
     def _generations(self) -> Generations:

@@ -5,14 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from argon2 import PasswordHasher
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from chatbot.settings import Settings
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from postgresql_server import start_postgresql
-from support import close, empty_database, make_settings
+from support import close, create_schema, empty_database, make_settings, signed_in
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,13 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("CHATBOT_", "PROMETHEUS_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes that cost next to nothing."""
+    monkeypatch.setattr("chatbot.passwords.HASHER", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+    monkeypatch.setattr("chatbot.passwords._nobodys_hash", [])
 
 
 @pytest.fixture
@@ -63,14 +70,19 @@ def settings(fake: FakeOpenAI, tmp_path: Path) -> Settings:
 @pytest.fixture
 def settings_with_room(fake: FakeOpenAI, database_url: str) -> Settings:
     """The same on both kinds of database, without rate limits that a test could reach. Long messages are short."""
-    limits = {"rate_limit": "1000 per minute", "rate_limit_address": "1000 per minute", "max_message_chars": "100"}
+    limits = {
+        "answers_per_account": "100",
+        "rate_limit": "1000 per minute",
+        "rate_limit_address": "1000 per minute",
+        "max_message_chars": "100",
+    }
     return make_settings(fake.url, database_url, **limits)
 
 
 @pytest.fixture
 def app(settings: Settings) -> Iterator[Flask]:
     """The application on its migrated database. A module that wants another one overrides `settings`."""
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
     yield app
     close(app.extensions["database"])
@@ -78,5 +90,5 @@ def app(settings: Settings) -> Iterator[Flask]:
 
 @pytest.fixture
 def client(app: Flask) -> FlaskClient:
-    """A client that keeps cookies."""
-    return app.test_client()
+    """A browser that is signed in."""
+    return signed_in(app)

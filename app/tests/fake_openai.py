@@ -24,6 +24,11 @@ class FakeOpenAI:
     before_headers: float = 0
     between: float = 0
     usage: bool = True
+    # The names that GET /models lists, or the body it answers with.
+    models: list[str] | bytes = field(default_factory=lambda: ["test-model", "other-model"])
+    # Answers of other models than the one that `pieces` is for.
+    answers: dict[str, list[str]] = field(default_factory=dict)
+    listed: int = 0  # how often the models were asked for
     # Called before the piece of that number; may block until the test says so.
     waits: dict[int, Wait] = field(default_factory=dict)
     # Break the connection instead of finishing.
@@ -43,6 +48,9 @@ class FakeOpenAI:
 
             def do_POST(self) -> None:
                 fake._answer(self)
+
+            def do_GET(self) -> None:
+                fake._list(self)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -89,12 +97,24 @@ class FakeOpenAI:
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
         try:
-            self._stream(handler)
+            self._stream(handler, self.answers.get(body.get("model", ""), self.pieces))
         except OSError:
             self.left += 1
             handler.close_connection = True
 
-    def _stream(self, handler: BaseHTTPRequestHandler) -> None:
+    def _list(self, handler: BaseHTTPRequestHandler) -> None:
+        self.listed += 1
+        time.sleep(self.before_headers)
+        text = self.models
+        if not isinstance(text, bytes):
+            text = json.dumps({"object": "list", "data": [{"id": name, "object": "model"} for name in text]}).encode()
+        handler.send_response(self.status)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Content-Length", str(len(text)))
+        handler.end_headers()
+        handler.wfile.write(text)
+
+    def _stream(self, handler: BaseHTTPRequestHandler, pieces: list[str]) -> None:
         def send(data: bytes) -> None:
             handler.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
             handler.wfile.flush()
@@ -105,7 +125,7 @@ class FakeOpenAI:
         if self.raw is not None:
             send(self.raw)
         event(choices=[{"index": 0, "delta": {"role": "assistant", "content": None}, "finish_reason": None}])
-        for number, piece in enumerate(self.pieces):
+        for number, piece in enumerate(pieces):
             self.waits.get(number, lambda: None)()
             time.sleep(self.between)
             event(choices=[{"index": 0, "delta": {"content": piece}, "finish_reason": None}])
@@ -115,8 +135,6 @@ class FakeOpenAI:
             return
         event(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
         if self.usage:
-            event(
-                usage={"prompt_tokens": 7, "completion_tokens": len(self.pieces), "total_tokens": 7 + len(self.pieces)}
-            )
+            event(usage={"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)})
         send(b"data: [DONE]\n\n")
         handler.wfile.write(b"0\r\n\r\n")

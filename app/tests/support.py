@@ -10,16 +10,27 @@ import sys
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from chatbot.database import Database
+from chatbot import accounts
+from chatbot.database import AccountRole, Database
+from chatbot.migrate import migrate
+from chatbot.passwords import hash_password
 from chatbot.settings import Settings, load_settings
-from sqlalchemy import create_engine, text
+from flask import Flask
+from flask.testing import FlaskClient
+from sqlalchemy import create_engine, make_url, text
+from werkzeug.test import TestResponse
 
 APP = Path(__file__).resolve().parent.parent
 SECRET = "0123456789abcdef" * 2
+EMAIL = "user@example.org"
+PASSWORD = "correct horse battery"
+# The API token that servers started by `gunicorn` know, and that `get` sends.
+TOKEN = "cbt_" + "t" * 40
 
 
 def environment(model_url: str, database_url: str, **more: str) -> dict[str, str]:
@@ -35,6 +46,48 @@ def environment(model_url: str, database_url: str, **more: str) -> dict[str, str
 def make_settings(model_url: str = "http://127.0.0.1:9/v1", database_url: str = "sqlite://", **more: str) -> Settings:
     """The application's settings for a test. Port 9 answers nobody."""
     return load_settings(environment(model_url, database_url, **more))
+
+
+def make_account(app: Flask, email: str = EMAIL, role: str = "user", password: str | None = PASSWORD) -> uuid.UUID:
+    """An account in the application's database, unless it is there already."""
+    with app.extensions["database"].session() as session:
+        account = accounts.find(session, email)
+        if account is None:
+            password_hash = hash_password(password) if password else None
+            account = accounts.create(session, email, password_hash=password_hash, role=AccountRole(role))
+    return account.id
+
+
+def sign_in(client: FlaskClient, email: str = EMAIL, password: str = PASSWORD, **headers: str) -> TestResponse:
+    """Sign a client in as a browser does: it keeps the cookie, and sends the CSRF token from now on."""
+    use_csrf_token(client, client.get("/api/v1/session"))
+    response = client.post("/api/v1/session", json={"email": email, "password": password}, headers=headers)
+    if response.status_code == 200:
+        use_csrf_token(client, response)
+    return response
+
+
+def use_csrf_token(client: FlaskClient, response: TestResponse) -> None:
+    """Let the client send the CSRF token that this response brought."""
+    client.environ_base["HTTP_X_CSRFTOKEN"] = response.get_json()["csrf_token"]
+
+
+def signed_in(app: Flask, email: str = EMAIL, role: str = "user") -> FlaskClient:
+    """A client that is signed in to an account, which is made where it is missing."""
+    make_account(app, email, role)
+    client = app.test_client()
+    assert sign_in(client, email).status_code == 200
+    return client
+
+
+def make_token(settings: Settings) -> None:
+    """Let the database know an account to which PASSWORD and TOKEN are keys."""
+    database = Database(settings)
+    with database.session() as session:
+        if accounts.find(session, EMAIL) is None:
+            account = accounts.create(session, EMAIL, password_hash=hash_password(PASSWORD))
+            accounts.issue_token(session, account.id, "tests", ["chat"], secret=TOKEN)
+    database.engine.dispose()
 
 
 def parse_events(body: bytes) -> list[tuple[str, dict[str, Any]]]:
@@ -98,6 +151,7 @@ def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
     subprocess.run(
         [sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True, capture_output=True
     )
+    make_token(load_settings(variables))
     with (
         (directory / "gunicorn.log").open("w") as log,
         process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=log, stderr=log, text=True),
@@ -120,6 +174,49 @@ def empty_database(url: str) -> None:
     engine.dispose()
 
 
+# By kind of database, what a migration from nothing to this release makes: the file of SQLite, PostgreSQL's statements.
+_schemas: dict[str, bytes] = {}
+
+
+def create_schema(settings: Settings) -> None:
+    """Give an empty database the schema that `migrate` gives it, without running every migration for every test."""
+    url = make_url(settings.database_url)
+    kind = url.get_backend_name()
+    if kind == "sqlite":
+        file = Path(str(url.database))
+        if file.exists():
+            migrate(settings)
+        elif kind in _schemas:
+            file.write_bytes(_schemas[kind])
+        else:
+            migrate(settings)
+            _schemas[kind] = file.read_bytes()
+        return
+    dump, directory = find_program("pg_dump"), url.query.get("host")
+    if kind not in _schemas:
+        migrate(settings)
+        # With the one row there is, the schema's revision.
+        command = [
+            str(dump),
+            "--inserts",
+            "--no-owner",
+            "-h",
+            str(directory),
+            "-U",
+            str(url.username),
+            str(url.database),
+        ]
+        lines = subprocess.run(command, check=True, capture_output=True).stdout.splitlines()
+        # psql's own commands are not SQL.
+        _schemas[kind] = b"\n".join(line for line in lines if not line.startswith(b"\\"))
+        return
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        # Many statements at once: not prepared.
+        connection.connection.cursor().execute(_schemas[kind])
+    engine.dispose()
+
+
 def answers(url: str) -> bool:
     """Whether the server is alive."""
     try:
@@ -131,7 +228,8 @@ def answers(url: str) -> bool:
 def get(url: str, data: object = None) -> str:
     """What the URL answers; POST where there is data. OSError when it answers with an error or not at all."""
     body = None if data is None else json.dumps(data).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - a test server
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    request = urllib.request.Request(url, body, headers)  # noqa: S310 - a test server
     with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
         return str(response.read().decode())
 

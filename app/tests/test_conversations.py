@@ -6,14 +6,13 @@ import pytest
 from chatbot.database import Message, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
-from chatbot.messages import title_of
-from chatbot.migrate import migrate
 from chatbot.settings import Settings
+from chatbot.titles import title_of
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import select, update
-from support import close, eventually, make_settings, parse_events
+from support import close, create_schema, eventually, make_settings, parse_events, signed_in
 from werkzeug.test import TestResponse
 
 API = "/api/v1/conversations"
@@ -95,9 +94,9 @@ def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: ob
         model_max_tokens="56",
         system_prompt="Be brief.",
     )  # 200 tokens, 600 characters
-    migrate(settings)
+    create_schema(settings)
     app = create_app(settings)
-    client = app.test_client()
+    client = signed_in(app)
     conversation = client.post(API).get_json()["id"]
     for number in range(6):
         assert say(client, conversation, f"{number}" * 120).data
@@ -105,31 +104,22 @@ def test_old_messages_leave_a_full_context_window(fake: FakeOpenAI, tmp_path: ob
     assert [turn["content"][:1] for turn in fake.requests[-1]["messages"]] == ["B", "2", "H", "3", "H", "4", "H", "5"]
 
 
-def test_conversations_belong_to_their_browser_session(app: Flask) -> None:
-    mine, other = app.test_client(), app.test_client()
-    mine.get("/")
-    other.get("/")
+def test_conversations_belong_to_their_account(app: Flask) -> None:
+    mine, other = signed_in(app), signed_in(app, "other@example.org")
     conversation = mine.post(API, json={"title": "Mine"}).get_json()
     assert [item["title"] for item in mine.get(API).get_json()["conversations"]] == ["Mine"]
-    assert other.get(API).get_json() == {"conversations": []}
+    assert other.get(API).get_json() == {"conversations": [], "next_cursor": None}
     for response in (
         other.get(f"{API}/{conversation['id']}"),
         other.delete(f"{API}/{conversation['id']}"),
         say(other, conversation["id"]),
-        app.test_client().get(f"{API}/{conversation['id']}"),
     ):
         assert response.status_code == 404
+    assert app.test_client().get(f"{API}/{conversation['id']}").status_code == 401
     assert mine.get(f"{API}/{conversation['id']}").get_json()["messages"] == []
 
 
-def test_without_a_session_the_identifier_is_the_key(app: Flask) -> None:
-    conversation = app.test_client().post(API).get_json()["id"]
-    assert app.test_client().get(f"{API}/{conversation}").status_code == 200
-    assert app.test_client().get(API).get_json() == {"conversations": []}
-
-
 def test_the_most_recent_conversation_is_listed_first(client: FlaskClient) -> None:
-    client.get("/")
     first, second = (client.post(API, json={"title": title}).get_json()["id"] for title in ("first", "second"))
     assert say(client, first).data
     assert [item["id"] for item in client.get(API).get_json()["conversations"]] == [first, second]

@@ -3,10 +3,14 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from chatbot.database import Base, Conversation, Database, Message, SchemaBehindError, now
-from chatbot.migrate import migrate
+from alembic.script import ScriptDirectory
+from chatbot import accounts
+from chatbot.database import REVISIONS, Base, Conversation, Database, Message, SchemaBehindError, now
+from chatbot.migrate import ALEMBIC_INI, migrate
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import IntegrityError
 from support import close, make_settings
@@ -43,6 +47,11 @@ def test_a_stale_schema_is_noticed_and_a_migration_as_well(database: Database, d
     database.check_schema()
 
 
+def test_the_release_knows_its_migrations() -> None:
+    scripts = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    assert [script.revision for script in scripts.walk_revisions()] == list(reversed(REVISIONS))
+
+
 def test_a_newer_schema_is_fine(migrated: Database, database_url: str) -> None:
     with migrated.session() as session:
         session.execute(text("UPDATE alembic_version SET version_num = 'of-the-next-release'"))
@@ -54,6 +63,31 @@ def test_a_newer_schema_is_fine(migrated: Database, database_url: str) -> None:
 @pytest.mark.usefixtures("migrated")
 def test_migrating_again_changes_nothing(database_url: str) -> None:
     assert migrate(make_settings(database_url=database_url)).startswith("already at")
+
+
+def test_the_release_before_accounts_and_this_one_share_a_schema(database: Database, database_url: str) -> None:
+    """Its conversations survive the upgrade, and afterwards it still writes and finds its own, and only those."""
+    config = Config(ALEMBIC_INI)
+    write = "INSERT INTO conversations (id, owner, title, created_at, updated_at) VALUES (:id, :owner, '', :at, :at)"
+    find = "SELECT id FROM conversations WHERE owner = :owner OR owner IS NULL"
+
+    def row(owner: str) -> dict[str, object]:
+        return {"id": uuid.uuid4().hex, "owner": owner, "at": "2026-11-22 00:00:00"}
+
+    with database.engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "b7d02f6a93c5")
+        connection.execute(text(write), row("browser"))
+    migrate(make_settings(database_url=database_url))
+    with database.session() as session:
+        account = accounts.create(session, "user@example.org")
+        session.add(Conversation(account_id=account.id, owner=accounts.owner_name(account.id)))
+        session.flush()
+        session.execute(text(write), row("browser"))
+        assert len(session.execute(text(find), {"owner": "browser"}).all()) == 2
+        assert session.scalar(select(func.count(Conversation.id)).where(Conversation.account_id.is_(None))) == 2
+        assert accounts.adopt(session, account.id, "browser") == 2
+        assert session.execute(text(find), {"owner": "browser"}).all() == []
 
 
 def test_parallel_migrations_wait_for_each_other(postgresql_url: str) -> None:

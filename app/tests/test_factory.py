@@ -21,7 +21,7 @@ def test_a_strange_request_identifier_is_replaced(client: FlaskClient, given: st
 
 def test_probes_are_not_logged(client: FlaskClient, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    for path in ("/api/v1/health", "/api/v1/ready", "/metrics", "/static/chat.css"):
+    for path in ("/api/v1/health", "/api/v1/ready", "/metrics", "/static/web/assets/index.js"):
         client.get(path).close()
     assert not [record for record in caplog.records if record.message == "request"]
 

@@ -7,21 +7,20 @@ import pytest
 from chatbot.database import Conversation, Database, Message, Status, now
 from chatbot.generation import Generation, Job, Outcome
 from chatbot.generations import LEASE, Generations
-from chatbot.migrate import migrate
 from chatbot.model import Model
 from chatbot.settings import Settings
 from chatbot.streamlog import MemoryLog
 from fake_openai import FakeOpenAI
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
-from support import close, eventually, make_settings
+from support import close, create_schema, eventually, make_settings
 
 
 class Harness:
     """A message that waits for its text, and what becomes of it."""
 
     def __init__(self, settings: Settings) -> None:
-        migrate(settings)
+        create_schema(settings)
         self.database = Database(settings)
         self.model = Model(settings)
         self.log = MemoryLog()

@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 import pytest
 from fake_openai import FakeOpenAI
 from support import (
     APP,
+    EMAIL,
     SECRET,
+    TOKEN,
     answers,
     empty_database,
     environment,
@@ -32,6 +35,7 @@ from support import (
     get,
     gunicorn,
 )
+from support import PASSWORD as ACCOUNT_PASSWORD
 from test_model import make_certificate
 from valkey_server import PASSWORD, valkey_server
 
@@ -54,6 +58,7 @@ def server(request: pytest.FixtureRequest, directory: Path) -> Iterator[tuple[st
     context.load_cert_chain(directory / "cert.pem", directory / "key.pem")
     with FakeOpenAI(tls=context) as fake, valkey_server(directory / "valkey") as valkey:
         limits = {"rate_limit": "1000 per minute", "rate_limit_address": "1000 per minute"}
+        limits |= {"answers_per_account": "100", "streams_per_account": "100"}
         variables = environment(fake.url, database, valkey_url=valkey, valkey_password=PASSWORD, **limits)
         with gunicorn(variables | {"SSL_CERT_FILE": str(directory / "cert.pem")}, directory) as url:
             yield url, fake
@@ -83,12 +88,14 @@ class Reader:
         if resumed is None:
             self.conversation = str(fetch(f"{url}/api/v1/conversations", {})["id"])
             body = json.dumps({"content": "private words"})
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
             self.connection.request("POST", f"/api/v1/conversations/{self.conversation}/messages", body, headers)
         else:
             self.conversation = resumed.conversation
             path = f"/api/v1/conversations/{self.conversation}/messages/{resumed.message}/stream"
-            self.connection.request("GET", path, headers={"Last-Event-ID": last_event_id})
+            self.connection.request(
+                "GET", path, headers={"Last-Event-ID": last_event_id, "Authorization": f"Bearer {TOKEN}"}
+            )
         self.response = self.connection.getresponse()
         self.last_event_id = last_event_id
         self.message = str(self.until("start")["message_id"])
@@ -287,7 +294,7 @@ def status(url: str, body: bytes | Callable[[], Iterator[bytes]], **headers: str
         "POST",
         "/api/v1/conversations",
         body() if callable(body) else body,
-        {"Content-Type": "application/json"} | headers,
+        {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"} | headers,
         encode_chunked=chunked,
     )
     response = connection.getresponse()
@@ -339,6 +346,22 @@ def test_everything_on_standard_output_is_json(url: str, directory: Path) -> Non
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"Starting gunicorn 27.0.1", "request", "answer ended"} <= {line["message"] for line in lines}
     assert "private words" not in str(lines)
+
+
+def test_signing_in_over_the_wire(url: str, directory: Path) -> None:
+    """Each worker hashes with gevent's threads; a failure is the line that fail2ban looks for."""
+    for _ in range(4):
+        assert (
+            fetch(f"{url}/api/v1/session", {"email": EMAIL, "password": ACCOUNT_PASSWORD})["account"]["email"] == EMAIL
+        )
+    with pytest.raises(HTTPError, match="401") as refused:
+        fetch(f"{url}/api/v1/session", {"email": EMAIL, "password": "wrong"})
+    refused.value.close()
+    (pattern,) = re.findall(r"^`(\^.*<HOST>.*)` finds it", (APP / "README.md").read_text(), re.MULTILINE)
+    failures = re.compile(pattern.replace("<HOST>", "127.0.0.1"), re.MULTILINE)
+    log = directory / "gunicorn.log"
+    eventually(lambda: failures.search(log.read_text()))
+    assert ACCOUNT_PASSWORD not in log.read_text()
 
 
 def test_kill_9_of_a_worker_in_the_middle_of_twenty_answers(url: str, fake: FakeOpenAI, directory: Path) -> None:

@@ -4,10 +4,9 @@ import time
 import pytest
 from chatbot.factory import create_app
 from chatbot.health import _check
-from chatbot.migrate import migrate
 from flask import Flask
 from flask.testing import FlaskClient
-from support import close, make_settings
+from support import close, create_schema, make_settings
 from valkey_server import PASSWORD, valkey_server
 
 
@@ -28,7 +27,7 @@ def test_ready_names_the_release(database_url: str) -> None:
         settings = make_settings(
             database_url=database_url, valkey_url=url, valkey_password=PASSWORD, release="2026-11-22.1", colour="green"
         )
-        migrate(settings)
+        create_schema(settings)
         app = create_app(settings)
         assert ready(app) == (
             200,
@@ -44,7 +43,7 @@ def test_ready_names_the_release(database_url: str) -> None:
 
 def test_not_ready_without_valkey(tmp_path: object) -> None:
     settings = make_settings(database_url=f"sqlite:///{tmp_path}/test.db", valkey_url="unix:///nonexistent/socket")
-    migrate(settings)
+    create_schema(settings)
     status, body = ready(create_app(settings))
     assert (status, body["status"], body["checks"]) == (
         503,

@@ -5,10 +5,10 @@ import uuid
 from typing import Any
 
 import pytest
+from chatbot.context import CONTINUE
 from chatbot.database import Message, now
 from chatbot.generations import LEASE
 from chatbot.settings import Settings
-from chatbot.tree import CONTINUE
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
@@ -96,7 +96,7 @@ def test_the_branch_can_be_chosen(client: FlaskClient, conversation: str, fake: 
     say(client, conversation, "three")
     assert branch(client, conversation)[-2:] == ["three", "Again"]
     assert client.patch(conversation, json={"current_message_id": str(uuid.uuid4())}).status_code == 422
-    assert client.patch(conversation, json={}).status_code == 422
+    assert client.patch(conversation, json={"current_message_id": "newest"}).status_code == 422
 
 
 @pytest.mark.parametrize(

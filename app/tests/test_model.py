@@ -61,7 +61,7 @@ def test_openai_itself_gets_its_own_name_of_the_limit() -> None:
         (400, 502, "refused the question"),
         (401, 502, "administrator"),
         (403, 502, "administrator"),
-        (404, 502, "does not know the configured model"),
+        (404, 502, "does not know this model"),
         (429, 503, "limiting"),
         (500, 502, "failed"),
     ],

@@ -5,6 +5,7 @@ from chatbot.problems import Problem
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy.exc import OperationalError
+from support import signed_in
 
 
 @pytest.fixture
@@ -17,7 +18,7 @@ def client(app: Flask) -> FlaskClient:
         raise RuntimeError("private words")
 
     app.add_url_rule("/api/v1/fail/<kind>", view_func=fail)
-    return app.test_client()
+    return signed_in(app)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,13 @@
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chatbot.factory import create_app
-from chatbot.migrate import migrate
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
-from support import close, make_settings
+from support import close, create_schema, make_settings, signed_in
 from valkey_server import PASSWORD, valkey_server
 
 
@@ -15,7 +15,7 @@ def make_app(fake: FakeOpenAI, directory: Path, **more: str) -> Flask:
     settings = make_settings(
         fake.url, f"sqlite:///{directory}/test.db", rate_limit="3 per minute", rate_limit_address="5 per minute", **more
     )
-    migrate(settings)
+    create_schema(settings)
     return create_app(settings)
 
 
@@ -38,14 +38,15 @@ def statuses(client: FlaskClient, count: int, address: str = "192.0.2.1") -> lis
 
 
 def browser(app: Flask) -> FlaskClient:
-    client = app.test_client()
-    client.get("/")
-    return client
+    """Of a person of their own."""
+    return signed_in(app, f"{uuid.uuid4()}@example.org")
 
 
-def test_a_session_has_its_limit_and_the_answer_says_until_when(app: Flask) -> None:
+def test_an_account_has_its_limit_and_the_answer_says_until_when(app: Flask) -> None:
     client = browser(app)
-    assert statuses(client, 4) == [200, 200, 200, 429]
+    assert statuses(client, 2) == [200, 200]
+    client = signed_in(app, client.get("/api/v1/account").get_json()["email"])  # another browser of the same person
+    assert statuses(client, 2) == [200, 429]
     refused = client.post(
         "/api/v1/conversations/00000000-0000-4000-8000-000000000000/messages",
         json={},
@@ -56,26 +57,32 @@ def test_a_session_has_its_limit_and_the_answer_says_until_when(app: Flask) -> N
     assert refused.get_json()["detail"] == "At most 3 per 1 minute; try again later."
 
 
-def test_new_sessions_do_not_lift_the_limit_of_the_address(app: Flask) -> None:
+def test_other_accounts_do_not_lift_the_limit_of_the_address(app: Flask) -> None:
     assert statuses(browser(app), 3) == [200] * 3
     assert statuses(browser(app), 3) == [200, 200, 429]
 
 
 def test_addresses_are_told_apart_behind_the_proxy(app: Flask) -> None:
-    assert statuses(app.test_client(), 4, "192.0.2.1")[-1] == 429
-    assert statuses(app.test_client(), 1, "192.0.2.2") == [200]
-    assert statuses(app.test_client(), 1, "203.0.113.9, 192.0.2.1") == [429]  # only what nginx appended counts
+    assert [statuses(browser(app), 3, "192.0.2.1")[-1] for _ in range(2)] == [200, 429]
+    assert statuses(browser(app), 1, "192.0.2.2") == [200]
+    assert statuses(browser(app), 1, "203.0.113.9, 192.0.2.1") == [429]  # only what nginx appended counts
+
+
+def test_an_ipv6_client_has_one_network_not_many_addresses(app: Flask) -> None:
+    assert statuses(browser(app), 3, "2001:db8::1") == [200] * 3
+    assert statuses(browser(app), 3, "2001:db8::2:2") == [200, 200, 429]
+    assert statuses(browser(app), 1, "2001:db8:0:1::1") == [200]
 
 
 def test_reading_is_not_limited(app: Flask) -> None:
-    client = app.test_client()
+    client = browser(app)
     assert {client.get("/api/v1/conversations").status_code for _ in range(20)} == {200}
 
 
 def test_workers_count_together_in_valkey(fake: FakeOpenAI, tmp_path: Path) -> None:
     with valkey_server() as url:
         apps = [make_app(fake, tmp_path, valkey_url=url, valkey_password=PASSWORD) for _ in range(2)]
-        results = [status for app in apps for status in statuses(app.test_client(), 2)]
+        results = [status for app in apps for status in statuses(signed_in(app), 2)]
         assert results == [200, 200, 200, 429]
         for app in apps:
             close(app.extensions["database"])
@@ -84,5 +91,5 @@ def test_workers_count_together_in_valkey(fake: FakeOpenAI, tmp_path: Path) -> N
 
 def test_without_valkey_chat_works_and_is_still_limited(fake: FakeOpenAI, tmp_path: Path) -> None:
     app = make_app(fake, tmp_path, valkey_url="unix:///nonexistent/socket")
-    assert statuses(app.test_client(), 4) == [200, 200, 200, 429]
+    assert statuses(browser(app), 4) == [200, 200, 200, 429]
     close(app.extensions["database"])

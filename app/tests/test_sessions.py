@@ -28,30 +28,27 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return time
 
 
-def test_the_page_begins_a_session_that_scripts_cannot_read(client: FlaskClient) -> None:
-    cookie = client.get("/").headers["Set-Cookie"]
+def test_the_cookie_cannot_be_read_by_scripts(app: Flask) -> None:
+    cookie = app.test_client().get("/api/v1/session").headers["Set-Cookie"]
     assert "HttpOnly" in cookie
     assert "SameSite=Lax" in cookie
     assert "Secure" not in cookie
 
 
 def test_over_https_the_cookie_stays_there(client: FlaskClient) -> None:
-    assert "Secure" in client.get("/", headers={"X-Forwarded-Proto": "https"}).headers["Set-Cookie"]
+    assert "Secure" in client.get("/api/v1/session", headers={"X-Forwarded-Proto": "https"}).headers["Set-Cookie"]
 
 
-def test_the_session_survives_and_the_api_sets_no_cookies(client: FlaskClient) -> None:
-    client.get("/")
-    with client.session_transaction() as session:
-        first = session["id"]
-    assert "Set-Cookie" not in client.get("/api/v1/conversations").headers
-    client.get("/")
-    with client.session_transaction() as session:
-        assert session["id"] == first
+def test_only_the_session_itself_sets_cookies(client: FlaskClient) -> None:
+    for path in ("/", "/api/v1/conversations", "/api/v1/account"):
+        assert "Set-Cookie" not in client.get(path).headers
+    renewed = client.get("/api/v1/session").headers["Set-Cookie"]
+    assert "Expires=" in renewed
 
 
 def test_a_forged_cookie_is_no_session(client: FlaskClient) -> None:
     client.set_cookie("chatbot_session", "eyJpZCI6ImFkbWluIn0.aaaa.bbbb")
-    assert client.get("/api/v1/conversations").get_json() == {"conversations": []}
+    assert client.get("/api/v1/conversations").status_code == 401
 
 
 def test_active_sessions_of_one_process(clock: list[float]) -> None:
@@ -92,7 +89,7 @@ def test_memory_stays_bounded(clock: list[float]) -> None:
 
 
 def test_every_request_of_a_session_counts(app: Flask, client: FlaskClient) -> None:
-    client.get("/")
     client.get("/api/v1/conversations")
+    client.get("/api/v1/account")
     app.test_client().get("/api/v1/conversations")
     assert "chatbot_active_sessions 1.0" in client.get("/metrics").text

@@ -1,6 +1,6 @@
 """The readers of the benchmark: opens N streams at the same moment and prints what arrived as JSON.
 
-`python client.py <port> <streams>`; times are in seconds.
+`python client.py <port> <streams> [token]`, an API token where the server wants one; times are in seconds.
 """
 
 import asyncio
@@ -16,11 +16,12 @@ TOKEN = re.compile(rb"(\d{8}) ")
 # A stream that has not ended by then counts as failed (seconds).
 PATIENCE = 120
 BODY = json.dumps({"content": "How do tides work?"}).encode()
+AUTHORIZATION = f"\r\nAuthorization: Bearer {sys.argv[3]}" if len(sys.argv) > 3 else ""
 
 
 def request(path: str, body: bytes) -> bytes:
     head = f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
+    return (head + AUTHORIZATION).encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
 class Reader(asyncio.Protocol):

@@ -44,6 +44,7 @@ class Server:
 
     port: int
     processes: dict[str, int]
+    token: str | None = None
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time of each program with all its children."""
@@ -66,15 +67,17 @@ def family(pid: int) -> list[int]:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process, and of its children that have ended."""
-    with contextlib.suppress(FileNotFoundError):  # it has ended a moment ago
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended a moment ago
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / CPU_TICKS
     return 0.0
 
 
 def proportional_memory(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended a moment ago
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    return 0.0
 
 
 @contextlib.contextmanager
@@ -98,16 +101,24 @@ def chatbot(model_url: str) -> Iterator[Server]:
                 bind=f"127.0.0.1:{port}",
                 rate_limit="1000000 per minute",
                 rate_limit_address="1000000 per minute",
+                answers_per_account="1000000",
             )
             | {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
         )
-        subprocess.run([sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True)
+
+        def run(*command: str) -> str:
+            full = [sys.executable, "-m", "chatbot", *command]
+            return subprocess.run(full, cwd=APP, env=variables, check=True, capture_output=True, text=True).stdout
+
+        run("migrate")
+        run("account", "create", "benchmark@localhost", "--no-password")
+        token = run("token", "create", "benchmark@localhost", "--name", "benchmark", "--scope", "chat").strip()
         log = stack.enter_context((directory / "log").open("w"))
         command = [sys.executable, "-m", "gunicorn"]
         child = stack.enter_context(process(*command, cwd=APP, env=variables, stdout=log, stderr=log))
         eventually(lambda: answers(f"http://127.0.0.1:{port}"), 60)
         database = int((Path(postgresql.rpartition("=")[2]) / "data/postmaster.pid").read_text().split()[0])
-        yield Server(port, {"app": child.pid, "valkey": valkey.pid, "postgresql": database})
+        yield Server(port, {"app": child.pid, "valkey": valkey.pid, "postgresql": database}, token)
 
 
 @contextlib.contextmanager
@@ -135,7 +146,7 @@ def measure(serve: Callable[[str], contextlib.AbstractContextManager[Server]], s
         process(sys.executable, "upstream.py", str(model_port), cwd=HERE),
         serve(f"http://127.0.0.1:{model_port}/v1") as server,
         process(
-            *(sys.executable, "client.py", str(server.port), str(streams)),
+            *(sys.executable, "client.py", str(server.port), str(streams), *filter(None, [server.token])),
             cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         ) as client,
     ):  # fmt: skip

@@ -1,7 +1,7 @@
 """Use the chat all the time, as its users do, and write down everything that went wrong and which releases answered.
 
-watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists. It runs on the host, so
-standard library only.
+watch.py <base address> <result file>: runs until <result file>, with the ending .stop, exists; with .token it
+is an API token. It runs on the host, so standard library only.
 """
 
 import json
@@ -14,6 +14,7 @@ from pathlib import Path
 
 base, result = sys.argv[1], Path(sys.argv[2])
 stop = result.with_suffix(".stop")
+token = result.with_suffix(".token").read_text().strip()
 stop.unlink(missing_ok=True)
 result.unlink(missing_ok=True)
 failures: list[str] = []
@@ -24,7 +25,7 @@ requests = answers = 0
 def call(path, body=None):
     """Return the open response; an empty body is a POST as well."""
     data = None if body is None else json.dumps(body).encode()
-    headers = {"Content-Type": "application/json"} if body is not None else {}
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
     request = urllib.request.Request(base + path, data, headers)  # noqa: S310 - the address is the scenario's own
     return urllib.request.urlopen(request, timeout=120)  # noqa: S310
 

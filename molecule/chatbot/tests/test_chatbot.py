@@ -9,9 +9,10 @@ from testbed.verify import eventually
 
 ASK = """
 import json, sys, time, urllib.request
-base = sys.argv[1]
+base, token = sys.argv[1:]
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 def post(path, body):
-    request = urllib.request.Request(base + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(base + path, json.dumps(body).encode(), headers)
     return urllib.request.urlopen(request, timeout=60)
 conversation = json.load(post("/api/v1/conversations", {}))["id"]
 arrivals = []
@@ -147,8 +148,37 @@ def test_secrets_are_in_files_only(host, container, settings):
         assert host.run("runuser -u nobody -- cat /etc/chatbot/secrets/%s", name).rc != 0
 
 
-def test_answer_is_streamed_token_by_token(host, port):
-    arrivals = json.loads(run(host, "python3 -c %s http://127.0.0.1:%s", ASK, str(port)))
+def test_first_administrator_was_made_once(host, container, settings):
+    listed = run(
+        host, "docker exec %s python -m chatbot account list --search %s", container, settings["chatbot_contact_email"]
+    )
+    (account,) = [json.loads(line) for line in listed.splitlines()]
+    assert (account["email"], account["role"]) == (settings["chatbot_contact_email"], "admin")
+    body = {"email": account["email"], "password": settings["chatbot_admin_password"]}
+    signed_in = run(
+        host,
+        "docker exec %s python -c %s %s",
+        container,
+        "import sys, urllib.request as u; kind = {'Content-Type': 'application/json'}; "
+        "request = u.Request('http://127.0.0.1:8000/api/v1/session', sys.argv[1].encode(), kind); "
+        "print(u.urlopen(request, timeout=10).status)",
+        json.dumps(body),
+    )
+    assert signed_in == "200"
+
+
+def test_strangers_may_not_ask(host, port):
+    command = (
+        "curl --silent --output /dev/null --write-out '%%{http_code}' -X POST http://127.0.0.1:%s/api/v1/conversations"
+    )
+    assert run(host, command, str(port)) == "401"
+
+
+def test_answer_is_streamed_token_by_token(host, container, port):
+    manage = "docker exec %s python -m chatbot "
+    run(host, manage + "account create tests@example.test --if-missing --no-password", container)
+    token = run(host, manage + "token create tests@example.test --name tests --scope chat", container)
+    arrivals = json.loads(run(host, "python3 -c %s http://127.0.0.1:%s %s", ASK, str(port), token))
     assert arrivals[0][0] == "start" and arrivals[-1][0] == "done"
     deltas = [at for name, at in arrivals if name == "delta"]
     # How long the answer is, is the model's business. Tokens that were held back until the end would arrive at once.

@@ -14,6 +14,8 @@ from testbed.verify import eventually, play
 
 SCENARIO = Path(__file__).resolve().parent.parent
 HOST, ATTACKER = "10.99.0.1", "10.99.0.2"
+# Another one for the chat: who is banned a third time within a day loses every port.
+GUESSER = "10.99.0.3"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +25,8 @@ def attacker(host: Any) -> Iterator[None]:
     host.check_output(
         "ip netns add attacker && ip link add attacker type veth peer name eth0 netns attacker"
         f" && ip addr add {HOST}/24 dev attacker && ip link set attacker up"
-        f" && ip -n attacker addr add {ATTACKER}/24 dev eth0 && ip -n attacker link set eth0 up"
+        f" && ip -n attacker addr add {ATTACKER}/24 dev eth0 && ip -n attacker addr add {GUESSER}/24 dev eth0"
+        " && ip -n attacker link set eth0 up"
     )
     yield
     host.run("ip netns del attacker")
@@ -37,9 +40,9 @@ def forgiven(host: Any) -> Iterator[None]:
     host.check_output("fail2ban-client unban --all")
 
 
-def reaches(host: Any, port: int) -> bool:
+def reaches(host: Any, port: int, address: str = ATTACKER) -> bool:
     """Return whether the attacker's packets get to a port of the host."""
-    probe = f"import socket; socket.create_connection(('{HOST}', {port}), timeout=2)"
+    probe = f"import socket; socket.create_connection(('{HOST}', {port}), 2, ('{address}', 0))"
     return host.run(f'ip netns exec attacker python3 -c "{probe}"').rc == 0
 
 
@@ -91,6 +94,25 @@ def test_guessing_the_sites_password_closes_the_site_but_not_ssh(host: Any) -> N
     assert eventually(lambda: ATTACKER in banned(host, "nginx-http-auth"))
     assert eventually(lambda: not reaches(host, 80))
     assert reaches(host, 22)
+
+
+def sign_in_fails(host: Any, address: str, request_id: str = "0123456789abcdef") -> None:
+    """Write into the journal what a container of the chat writes when somebody gives a wrong password."""
+    message = (
+        '{"time":"2026-11-23T04:05:06.789Z","level":"warning","logger":"chatbot.signin","message":"sign_in_failed",'
+        f'"request_id":"{request_id}","address":"{address}","method":"password","result":"failed"}}'
+    )
+    entry = f"MESSAGE={message}\nCONTAINER_NAME=chatbot-green\nSYSLOG_IDENTIFIER=0123456789ab"
+    host.check_output("printf '%%s\\n' %s | logger --journald", entry)
+
+
+def test_guessing_in_the_chat_closes_the_site_but_not_ssh(host: Any) -> None:
+    assert reaches(host, 80, GUESSER)
+    for _ in range(3):
+        sign_in_fails(host, GUESSER)
+    assert eventually(lambda: GUESSER in banned(host, "chatbot"))
+    assert eventually(lambda: not reaches(host, 80, GUESSER))
+    assert reaches(host, 22, GUESSER)
 
 
 def test_a_ban_survives_a_restart_and_other_tables_do_too(host: Any) -> None:

@@ -29,7 +29,7 @@ class Site:
         self.name = variables["inventory_hostname"]
         self.address = variables["ansible_host"]
         self.domain = variables["chatbot_domain"]
-        self.login = f"{variables['chatbot_access_user']}:{variables['chatbot_access_password']}"
+        self.login = "chat:testbed-access-0123456789abcdef"
 
     def curl(self, path, *options, scheme="https", login=True, domain=None):
         """Return the arguments of a curl call."""

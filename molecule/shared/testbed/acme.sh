@@ -26,4 +26,6 @@ EOF
 # Only DNS: the other challenge servers stay off, and a name that nobody added has no address.
 pebble-challtestsrv -dns01 :8053 -management :8055 -http01 '' -https01 '' -tlsalpn01 '' -doh '' \
     -defaultIPv4 '' -defaultIPv6 '' &
-PEBBLE_VA_NOSLEEP=1 exec pebble -config pebble.json -dnsserver 127.0.0.1:8053
+# By default pebble rejects every twentieth nonce to see whether clients try again. certbot does, once; two in a row would
+# fail one test run in many, and say nothing of the roles.
+PEBBLE_VA_NOSLEEP=1 PEBBLE_WFE_NONCEREJECT=0 exec pebble -config pebble.json -dnsserver 127.0.0.1:8053

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import http.client
 import json
 import socket
@@ -10,7 +9,7 @@ import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 
 class ChatError(RuntimeError):
@@ -32,7 +31,7 @@ class _Connection(http.client.HTTPSConnection):
 
 
 class ChatClient:
-    """Talks to one site.
+    """Talks to one site, signed in where an account is given.
 
     Attributes:
         arrivals: when each piece of the last answer arrived, in seconds after the question was sent.
@@ -43,22 +42,27 @@ class ChatClient:
         last_event_id: identifier of the last event that arrived.
     """
 
+    # Cookie and CSRF token by account: attempts to sign in are limited, so all clients of an account share one.
+    _sessions: ClassVar[dict[tuple[str, int, str], dict[str, str]]] = {}
+
     def __init__(
         self,
         domain: str,
         *,
         address: str,
         port: int = 443,
-        user: str,
-        password: str,
         authority: Path,
+        account: tuple[str, str] | None = None,
         timeout: float = 60,
     ) -> None:
-        """Talk to `domain` at `address`; `authority` is a PEM file: the root that must have signed its certificate."""
+        """Talk to `domain` at `address`; `authority` is a PEM file: the root that must have signed its certificate.
+
+        `account` is e-mail address and password.
+        """
         self._domain, self._address, self._port, self._timeout = domain, address, port, timeout
         self._context = ssl.create_default_context(cafile=str(authority))
-        login = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self._headers = {"Authorization": f"Basic {login}", "Content-Type": "application/json"}
+        self._headers = {"Content-Type": "application/json"}
+        self._account = account
         self.arrivals: list[float] = []
         self.total_seconds = 0.0
         self.usage: dict[str, Any] = {}
@@ -89,13 +93,43 @@ class ChatClient:
         names: Any = certificate.get("issuer", ())
         return str(next(value for part in names for key, value in part if key == "commonName"))
 
+    def _send(
+        self, method: str, path: str, payload: str | bytes | None, headers: dict[str, str], *, again: bool = False
+    ) -> tuple[_Connection, http.client.HTTPResponse]:
+        """Send one request, after signing in where the application asks for that; the caller closes the connection."""
+        key = (self._domain, self._port, self._account[0] if self._account else "")
+        connection = self._connect()
+        try:
+            connection.request(method, path, payload, self._headers | self._sessions.get(key, {}) | headers)
+            response = connection.getresponse()
+            if response.status != 401 or not self._account or again:
+                return connection, response
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+        self._sessions[key] = self._sign_in(*self._account)
+        return self._send(method, path, payload, headers, again=True)
+
+    def _sign_in(self, email: str, password: str) -> dict[str, str]:
+        body = json.dumps({"email": email, "password": password})
+        connection = self._connect()
+        try:
+            connection.request("POST", "/api/v1/session", body, self._headers)
+            response = connection.getresponse()
+            raw = response.read().decode(errors="replace")
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise ChatError(f"{email} cannot sign in: HTTP {response.status}: {raw}")
+        cookie = response.getheader("Set-Cookie", "").partition(";")[0]
+        return {"Cookie": cookie, "X-CSRFToken": json.loads(raw)["csrf_token"]}
+
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """Send one request; return status and body, decoded where it is JSON. A str or bytes body goes as it is."""
         payload = body if isinstance(body, str | bytes | None) else json.dumps(body)
-        connection = self._connect()
+        connection, response = self._send(method, path, payload, headers or {})
         try:
-            connection.request(method, path, payload, self._headers | (headers or {}))
-            response = connection.getresponse()
             raw = response.read().decode(errors="replace")
             kind = response.getheader("Content-Type", "")
         finally:
@@ -143,12 +177,10 @@ class ChatClient:
         return next(message for message in found["messages"] if self.message.endswith(message["id"]))
 
     def _read(self, method: str, path: str, body: Any, headers: dict[str, str] | None = None) -> Iterator[str]:
-        connection = self._connect()
         self.arrivals, self.usage = [], {}
+        started = time.monotonic()
+        connection, response = self._send(method, path, body and json.dumps(body), headers or {})
         try:
-            started = time.monotonic()
-            connection.request(method, path, body and json.dumps(body), self._headers | (headers or {}))
-            response = connection.getresponse()
             if response.status != 200:
                 raise ChatError(f"no answer: HTTP {response.status}: {response.read().decode(errors='replace')}")
             for name, identifier, data in _events(response):

@@ -31,10 +31,15 @@ def chat(variables, authority):
     return ChatClient(
         variables["chatbot_domain"],
         address=variables["ansible_host"],
-        user="chat",
-        password="testbed-access-0123456789abcdef",
         authority=authority,
+        account=("operator@example.test", "testbed-admin-0123456789abcdef"),
     )
+
+
+@pytest.fixture
+def stranger(variables, authority):
+    """The same for somebody who has no account."""
+    return ChatClient(variables["chatbot_domain"], address=variables["ansible_host"], authority=authority)
 
 
 @pytest.fixture

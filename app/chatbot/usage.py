@@ -1,0 +1,81 @@
+"""How many tokens accounts have used. A month is the calendar's, in UTC."""
+
+import math
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from chatbot.database import Attachment, Conversation, Message, Usage, now
+from chatbot.settings import Settings
+
+# A rough lower bound over languages and tokenizers; being wrong only sends fewer old messages, or counts some more.
+CHARS_PER_TOKEN = 3
+
+
+def month_of(clock: datetime) -> str:
+    """The month that a moment belongs to, `2026-11`."""
+    return f"{clock:%Y-%m}"
+
+
+def estimate(chars: int) -> int:
+    """About how many tokens a text of so many characters has, where nobody has counted them."""
+    return math.ceil(chars / CHARS_PER_TOKEN)
+
+
+def record(connection: Connection, account_id: uuid.UUID, prompt_tokens: int, completion_tokens: int) -> None:
+    """Add to what the account has used this month."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    new = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
+    statement = insert(Usage).values(month=month_of(now()), account_id=account_id, **new)
+    added = {name: getattr(Usage, name) + getattr(statement.excluded, name) for name in new}
+    connection.execute(statement.on_conflict_do_update(index_elements=["month", "account_id"], set_=added))
+
+
+def record_lost(session: Session, messages: Iterable[Message], context_tokens: int) -> None:
+    """The same for answers whose process has died: estimated from their texts and from what was before them.
+
+    Call it before the messages' token counts change: those of an earlier part, if any, are recorded already.
+    """
+    used: dict[uuid.UUID, list[int]] = defaultdict(lambda: [0, 0])
+    for message in messages:
+        conversation = select(Conversation.account_id).where(Conversation.id == message.conversation_id)
+        account_id = session.scalar(conversation)
+        if account_id is not None:
+            earlier = Message.conversation_id == message.conversation_id, Message.created_at < message.created_at
+            chars = session.scalar(select(func.sum(func.length(Message.content))).where(*earlier)) or 0
+            sent = Attachment.conversation_id == message.conversation_id, Attachment.sent.is_(True)
+            chars += session.scalar(select(func.sum(Attachment.characters)).where(*sent)) or 0
+            used[account_id][0] += min(estimate(chars), context_tokens)
+            used[account_id][1] += max(0, estimate(len(message.content)) - (message.completion_tokens or 0))
+    for account_id in sorted(used):  # in one order everywhere, or two processes wait for each other
+        record(session.connection(), account_id, *used[account_id])
+
+
+def used_by(session: Session, account_id: uuid.UUID) -> tuple[int, int]:
+    """The account's prompt and completion tokens this month."""
+    mine = Usage.month == month_of(now()), Usage.account_id == account_id
+    row = session.execute(select(Usage.prompt_tokens, Usage.completion_tokens).where(*mine)).one_or_none()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def used_in_month(session: Session, accounts: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """The tokens of these accounts this month; those without any are left out."""
+    theirs = Usage.month == month_of(now()), Usage.account_id.in_(accounts)
+    rows = session.execute(select(Usage.account_id, Usage.prompt_tokens + Usage.completion_tokens).where(*theirs))
+    return {row[0]: row[1] for row in rows}
+
+
+def used_by_all(session: Session) -> int:
+    """The tokens of all accounts this month, also of those that have been deleted."""
+    total = func.sum(Usage.prompt_tokens + Usage.completion_tokens)
+    return int(session.scalar(select(total).where(Usage.month == month_of(now()))) or 0)
+
+
+def budget_of(own: int | None, settings: Settings) -> int | None:
+    """An account's tokens a month: its own number or the settings'; None means as many as it likes."""
+    return settings.monthly_token_budget if own is None else own

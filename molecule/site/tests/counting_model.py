@@ -1,0 +1,60 @@
+"""A model that counts, in place of the local one, on the test host: `counting_model.py ADDRESS PORT NUMBERS PAUSE`.
+
+It answers every question with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once
+whether a token is missing or came twice. A fake, because fifty answers of a real model would take half an hour here.
+Standard library only: it runs on the host.
+"""
+
+import json
+import sys
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+NUMBERS, PAUSE = int(sys.argv[3]), float(sys.argv[4])
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Chat completions as a stream, whatever is asked."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """List the one model."""
+        body = json.dumps({"object": "list", "data": [{"id": "counting", "object": "model"}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        """Count."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        began = time.monotonic()
+        try:
+            for number in range(NUMBERS):
+                time.sleep(max(0.0, began + number * PAUSE - time.monotonic()))
+                self._send({"delta": {"content": f"{number} "}, "finish_reason": None})
+            self._send({"delta": {}, "finish_reason": "stop"})
+            self._chunk(b"data: [DONE]\n\n")
+            self.wfile.write(b"0\r\n\r\n")
+        except OSError:
+            self.close_connection = True
+
+    def _send(self, choice: dict[str, object]) -> None:
+        event = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "counting"}
+        self._chunk(b"data: " + json.dumps({**event, "choices": [{"index": 0, **choice}]}).encode() + b"\n\n")
+
+    def _chunk(self, data: bytes) -> None:
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+        self.wfile.flush()
+
+
+ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
