@@ -1,6 +1,7 @@
 """The readers of the benchmark: opens N streams at the same moment and prints what arrived as JSON.
 
-`python client.py <port> <streams> [token]`, an API token where the server wants one; times are in seconds.
+`python client.py <port> <streams> [token…]`; of API tokens, where the server wants them, each serves as many streams as
+the others. Times are in seconds.
 """
 
 import asyncio
@@ -16,19 +17,22 @@ TOKEN = re.compile(rb"(\d{8}) ")
 # A stream that has not ended by then counts as failed (seconds).
 PATIENCE = 120
 BODY = json.dumps({"content": "How do tides work?"}).encode()
-AUTHORIZATION = f"\r\nAuthorization: Bearer {sys.argv[3]}" if len(sys.argv) > 3 else ""
+API_TOKENS = sys.argv[3:]
 
 
-def request(path: str, body: bytes) -> bytes:
+def request(path: str, body: bytes, number: int) -> bytes:
+    """The request of the stream of that number."""
     head = f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    return (head + AUTHORIZATION).encode() + b"\r\nConnection: close\r\n\r\n" + body
+    if API_TOKENS:
+        head += f"\r\nAuthorization: Bearer {API_TOKENS[number % len(API_TOKENS)]}"
+    return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
 class Reader(asyncio.Protocol):
     """One stream: when each token left the model and when it arrived."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, number: int) -> None:
+        self._path, self._number = path, number
         self._rest = b""
         self._end = b""
         self.sent = 0.0
@@ -38,7 +42,7 @@ class Reader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.sent = time.monotonic()
-        cast(asyncio.Transport, transport).write(request(self._path, BODY))
+        cast(asyncio.Transport, transport).write(request(self._path, BODY, self._number))
 
     def data_received(self, data: bytes) -> None:
         arrived = time.monotonic()
@@ -66,11 +70,11 @@ class Reader(asyncio.Protocol):
         return [abs((self.arrivals[n] - self.arrivals[n - 1]) - (left[n] - left[n - 1])) for n in range(1, len(left))]
 
 
-async def conversation(port: int, limit: asyncio.Semaphore) -> str:
+async def conversation(port: int, number: int, limit: asyncio.Semaphore) -> str:
     """A new conversation's path."""
     async with limit:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request("/api/v1/conversations", b"{}"))
+        writer.write(request("/api/v1/conversations", b"{}", number))
         answer = await reader.read()
         writer.close()
     return f"/api/v1/conversations/{json.loads(re.findall(rb'{.*}', answer)[0])['id']}/messages"
@@ -83,11 +87,11 @@ def percentile(values: list[float], share: float) -> float:
 
 async def main(port: int, streams: int) -> None:
     limit = asyncio.Semaphore(16)
-    paths = await asyncio.gather(*(conversation(port, limit) for _ in range(streams)))
+    paths = await asyncio.gather(*(conversation(port, number, limit) for number in range(streams)))
     print("ready", flush=True)
     sys.stdin.readline()
     loop = asyncio.get_running_loop()
-    readers = [Reader(path) for path in paths]
+    readers = [Reader(path, number) for number, path in enumerate(paths)]
     await asyncio.gather(*(loop.create_connection(lambda r=reader: r, "127.0.0.1", port) for reader in readers))
     await asyncio.wait([reader.ended for reader in readers], timeout=PATIENCE)
     begun = [reader for reader in readers if reader.arrivals]

@@ -32,9 +32,9 @@ class Readers:
         self._server, self._left, self._lock = server, messages, threading.Lock()
         self.answered = self.failed = 0
 
-    def run(self) -> None:
+    def run(self, token: str) -> None:
         """Ask until no question is left."""
-        headers = {"Authorization": f"Bearer {self._server.token}", "Content-Type": "application/json"}
+        headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=60)
             connection.request("POST", "/api/v1/conversations", "{}", headers)
@@ -66,13 +66,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("messages", nargs="?", type=int, default=10_000)
     messages = parser.parse_args().messages
-    with FakeOpenAI() as model, chatbot(model.url) as server:
+    with FakeOpenAI() as model, chatbot(model.url, READERS) as server:
         model.pieces = PIECES
         time.sleep(3)
         print("| messages | application, MB | Valkey, MB |\n|---|---|---|")
         print(f"| 0 | {memory(server)} |", flush=True)
         readers = Readers(server, messages)
-        threads = [threading.Thread(target=readers.run, daemon=True) for _ in range(READERS)]
+        tokens = server.tokens * (READERS // len(server.tokens))
+        threads = [threading.Thread(target=readers.run, args=(token,), daemon=True) for token in tokens]
         for thread in threads:
             thread.start()
         shown = 0

@@ -20,10 +20,16 @@ HERE = Path(__file__).resolve().parent
 APP = HERE.parent.parent / "app"
 sys.path[:0] = [str(APP), str(APP / "tests")]
 
-from postgresql_server import start_postgresql  # noqa: E402 - found through the path above
+from chatbot import accounts  # noqa: E402 - found through the path above
+from chatbot.database import Database  # noqa: E402
+from chatbot.migrate import migrate  # noqa: E402
+from chatbot.settings import Settings, load_settings  # noqa: E402
+from postgresql_server import start_postgresql  # noqa: E402
 from support import answers, environment, eventually, free_port, process  # noqa: E402
 from valkey_server import PASSWORD, start_valkey  # noqa: E402
 
+# As many answers at once as an account may have by default; that many accounts there are.
+STREAMS_PER_ACCOUNT = 5
 CPU_TICKS = os.sysconf("SC_CLK_TCK")
 WORKERS = 2
 COLUMNS = (
@@ -44,7 +50,7 @@ class Server:
 
     port: int
     processes: dict[str, int]
-    token: str | None = None
+    tokens: tuple[str, ...] = ()
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU time of each program with all its children."""
@@ -81,8 +87,8 @@ def proportional_memory(pid: int) -> float:
 
 
 @contextlib.contextmanager
-def chatbot(model_url: str) -> Iterator[Server]:
-    """This repository's application, with its database and Valkey."""
+def chatbot(model_url: str, streams: int) -> Iterator[Server]:
+    """This repository's application, with its database and Valkey, and accounts enough for the streams."""
     port = free_port()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -101,28 +107,32 @@ def chatbot(model_url: str) -> Iterator[Server]:
                 bind=f"127.0.0.1:{port}",
                 rate_limit="1000000 per minute",
                 rate_limit_address="1000000 per minute",
-                answers_per_account="1000000",
+                answers_per_account=str(STREAMS_PER_ACCOUNT),
             )
             | {"PROMETHEUS_MULTIPROC_DIR": str(directory)}
         )
-
-        def run(*command: str) -> str:
-            full = [sys.executable, "-m", "chatbot", *command]
-            return subprocess.run(full, cwd=APP, env=variables, check=True, capture_output=True, text=True).stdout
-
-        run("migrate")
-        run("account", "create", "benchmark@localhost", "--no-password")
-        token = run("token", "create", "benchmark@localhost", "--name", "benchmark", "--scope", "chat").strip()
+        migrate(load_settings(variables))
+        tokens = make_tokens(load_settings(variables), -(-streams // STREAMS_PER_ACCOUNT))
         log = stack.enter_context((directory / "log").open("w"))
         command = [sys.executable, "-m", "gunicorn"]
         child = stack.enter_context(process(*command, cwd=APP, env=variables, stdout=log, stderr=log))
         eventually(lambda: answers(f"http://127.0.0.1:{port}"), 60)
         database = int((Path(postgresql.rpartition("=")[2]) / "data/postmaster.pid").read_text().split()[0])
-        yield Server(port, {"app": child.pid, "valkey": valkey.pid, "postgresql": database}, token)
+        yield Server(port, {"app": child.pid, "valkey": valkey.pid, "postgresql": database}, tokens)
+
+
+def make_tokens(settings: Settings, count: int) -> tuple[str, ...]:
+    """API tokens of so many new accounts."""
+    database = Database(settings)
+    with database.session() as session:
+        made = [accounts.create(session, f"{number}@localhost") for number in range(count)]
+        tokens = tuple(accounts.issue_token(session, account.id, "benchmark", ["chat"])[1] for account in made)
+    database.engine.dispose()
+    return tokens
 
 
 @contextlib.contextmanager
-def comparison(model_url: str, *, loop: str = "asyncio", http: str = "h11") -> Iterator[Server]:
+def comparison(model_url: str, _streams: int, *, loop: str = "asyncio", http: str = "h11") -> Iterator[Server]:
     """FastAPI, uvicorn and the library's objects; `pip install fastapi uvicorn` brings asyncio and h11."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "comparison:app", "--port", str(port), "--workers", str(WORKERS)]
@@ -139,14 +149,14 @@ SERVERS = {
 }
 
 
-def measure(serve: Callable[[str], contextlib.AbstractContextManager[Server]], streams: int) -> dict[str, float]:
+def measure(serve: Callable[[str, int], contextlib.AbstractContextManager[Server]], streams: int) -> dict[str, float]:
     """One fresh server, one burst of streams."""
     model_port = free_port()
     with (
         process(sys.executable, "upstream.py", str(model_port), cwd=HERE),
-        serve(f"http://127.0.0.1:{model_port}/v1") as server,
+        serve(f"http://127.0.0.1:{model_port}/v1", streams) as server,
         process(
-            *(sys.executable, "client.py", str(server.port), str(streams), *filter(None, [server.token])),
+            *(sys.executable, "client.py", str(server.port), str(streams), *server.tokens),
             cwd=HERE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         ) as client,
     ):  # fmt: skip
