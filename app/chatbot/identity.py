@@ -11,13 +11,13 @@ from enum import StrEnum
 
 from flask import Flask, current_app, g, request, session
 from flask_wtf.csrf import generate_csrf, validate_csrf
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.orm import Session
 from wtforms import ValidationError
 
 from chatbot import services
 from chatbot.accounts import digest
-from chatbot.database import Account, AccountRole, ApiToken, SignIn, now
+from chatbot.database import ACCOUNTS, API_TOKENS, SIGN_INS, Account, AccountRole, now
 from chatbot.guessing import client_address
 from chatbot.problems import Problem
 
@@ -185,20 +185,50 @@ def _bearer() -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
+# Every request asks one of these two: on the tables, made once, and outside of any transaction.
+_BY_TOKEN = (
+    select(
+        ACCOUNTS.c.id.label("account_id"),
+        ACCOUNTS.c.role,
+        ACCOUNTS.c.monthly_token_budget,
+        API_TOKENS.c.id,
+        API_TOKENS.c.last_used_at,
+        API_TOKENS.c.scopes,
+    )
+    .join(API_TOKENS, API_TOKENS.c.account_id == ACCOUNTS.c.id)
+    .where(
+        API_TOKENS.c.token_hash == bindparam("hash"),
+        ACCOUNTS.c.disabled.is_(False),
+        or_(API_TOKENS.c.expires_at.is_(None), API_TOKENS.c.expires_at > bindparam("clock")),
+    )
+)
+_BY_COOKIE = (
+    select(
+        ACCOUNTS.c.id.label("account_id"),
+        ACCOUNTS.c.role,
+        ACCOUNTS.c.monthly_token_budget,
+        SIGN_INS.c.id,
+        SIGN_INS.c.last_seen_at,
+    )
+    .join(SIGN_INS, SIGN_INS.c.account_id == ACCOUNTS.c.id)
+    .where(
+        SIGN_INS.c.token_hash == bindparam("hash"),
+        ACCOUNTS.c.disabled.is_(False),
+        SIGN_INS.c.last_seen_at > bindparam("oldest"),
+    )
+)
+
+
 def _by_token() -> Principal:
     clock = now()
-    valid = Account.disabled.is_(False), or_(ApiToken.expires_at.is_(None), ApiToken.expires_at > clock)
-    asked = select(Account, ApiToken).join(ApiToken, ApiToken.account_id == Account.id)
-    with services.database().session() as database_session:
-        found = database_session.execute(
-            asked.where(ApiToken.token_hash == digest(_bearer() or ""), *valid)
-        ).one_or_none()
+    with services.database().reader.connect() as connection:
+        found = connection.execute(_BY_TOKEN, {"hash": digest(_bearer() or ""), "clock": clock}).one_or_none()
         if found is None:
             raise _nobody("The API token is not valid: it is unknown, expired or revoked.")
-        account, token = found
-        if token.last_used_at is None or clock - token.last_used_at > SEEN_EVERY:
-            database_session.execute(update(ApiToken).where(ApiToken.id == token.id).values(last_used_at=clock))
-    return Principal(account.id, account.role, account.monthly_token_budget, scopes=frozenset(token.scopes.split()))
+        if found.last_used_at is None or clock - found.last_used_at > SEEN_EVERY:
+            connection.execute(update(API_TOKENS).where(API_TOKENS.c.id == found.id).values(last_used_at=clock))
+    scopes = frozenset(found.scopes.split())
+    return Principal(found.account_id, found.role, found.monthly_token_budget, scopes=scopes)
 
 
 def _by_cookie() -> Principal | None:
@@ -207,17 +237,14 @@ def _by_cookie() -> Principal | None:
         return None
     clock = now()
     oldest = clock - timedelta(days=services.settings().session_days)
-    valid = Account.disabled.is_(False), SignIn.last_seen_at > oldest
-    asked = select(Account, SignIn).join(SignIn, SignIn.account_id == Account.id)
-    with services.database().session() as database_session:
-        found = database_session.execute(asked.where(SignIn.token_hash == digest(secret), *valid)).one_or_none()
+    with services.database().reader.connect() as connection:
+        found = connection.execute(_BY_COOKIE, {"hash": digest(secret), "oldest": oldest}).one_or_none()
         if found is None:
             return None
-        account, sign_in = found
-        if clock - sign_in.last_seen_at > SEEN_EVERY:
+        if clock - found.last_seen_at > SEEN_EVERY:
             seen = {"last_seen_at": clock, "address": client_address()[:45]}
-            database_session.execute(update(SignIn).where(SignIn.id == sign_in.id).values(seen))
-    return Principal(account.id, account.role, account.monthly_token_budget, sign_in_id=sign_in.id)
+            connection.execute(update(SIGN_INS).where(SIGN_INS.c.id == found.id).values(seen))
+    return Principal(found.account_id, found.role, found.monthly_token_budget, sign_in_id=found.id)
 
 
 def _nobody(detail: str) -> Problem:

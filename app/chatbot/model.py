@@ -76,6 +76,8 @@ class Model:
             # The library would sleep for as long as the provider asks; a reader wants to know at once.
             max_retries=0,
         )
+        # The library names this platform in every request, and starts a program to learn it: before the first question.
+        _ = self._client.default_headers
         # OpenAI's newer models refuse the old name, other servers may not know the new one.
         limit = (
             "max_completion_tokens" if urlsplit(settings.model_base_url).hostname == "api.openai.com" else "max_tokens"

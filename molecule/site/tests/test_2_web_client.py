@@ -4,6 +4,7 @@ import re
 import uuid
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from conftest import STORY
 from playwright.sync_api import expect
 from testbed.browser import chromium, person
@@ -264,6 +265,33 @@ def test_sign_out_everywhere(me, someone):
     other.page.reload()
     expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
     assert other.call("GET", "/api/v1/conversations")[0] == 401
+
+
+def hindrances(page):
+    """What axe calls serious or critical for people with disabilities on the page as it is."""
+    violations = Axe().run(page).response["violations"]
+    return [
+        f"{page.url}: {violation['help']}: {violation['nodes'][0]['target']}"
+        for violation in violations
+        if violation["impact"] in {"serious", "critical"}
+    ]
+
+
+@pytest.mark.parametrize("colours", ["light", "dark"])
+def test_everybody_can_use_it(someone, colours):
+    me = someone(color_scheme=colours)
+    me.page.goto("/")
+    expect(me.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    found = hindrances(me.page)
+    me.sign_in()
+    me.ask("Say hello.")
+    me.starts()
+    me.ends()
+    found += hindrances(me.page)
+    me.page.goto("/account")
+    expect(me.page.get_by_role("heading", name="Where you are signed in")).to_be_visible()
+    found += hindrances(me.page)
+    assert found == []
 
 
 def test_an_answer_can_run_nothing(me):
