@@ -5,7 +5,7 @@ import logging.config
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from typing import TextIO
 
@@ -309,10 +309,17 @@ def token() -> None:
     callback=_one_line,
     help=f"File with a token ({TOKEN_PREFIX}…) that was made elsewhere; replaces others of the same name.",
 )
-def create_token(email: str, name: str, scopes: tuple[str, ...], days: int | None, secret: str | None) -> None:
+@click.option("--new-account", is_flag=True, help="Make the account where there is none, without a password.")
+def create_token(
+    email: str, name: str, scopes: tuple[str, ...], days: int | None, secret: str | None, new_account: bool
+) -> None:
     """Print a new token; it cannot be shown again."""
     if secret is not None and (not secret.startswith(TOKEN_PREFIX) or len(secret) < len(TOKEN_PREFIX) + 32):
         raise click.ClickException(f"a token is {TOKEN_PREFIX} and 32 random characters or more")
+    if new_account:
+        with suppress(EmailTakenError), _session() as session:  # another host may make it in the same moment
+            if accounts.find(session, email) is None:
+                accounts.create(session, email)
     with _session() as session:
         account = _found(session, email)
         if "admin" in scopes and account.role != AccountRole.ADMIN:

@@ -207,6 +207,15 @@ def test_a_token_that_was_made_elsewhere(run: Run, app: Flask) -> None:
     assert run(*command, stdin="cbt_short")[0] == 1
 
 
+def test_a_token_of_an_account_that_is_made_with_it(run: Run, app: Flask) -> None:
+    token = "cbt_" + "3" * 40
+    command = ("token", "create", "new@example.org", "--new-account", "--name", "probe", "--scope", "chat")
+    for said in ("created: probe\n", "unchanged: probe\n"):
+        assert run(*command, "--secret-file", "-", stdin=token) == (0, said, "")
+    assert bearer(app, token).get("/api/v1/account").get_json()["email"] == "new@example.org"
+    assert [row["email"] for row in rows(run("account", "list", "--search", "new@")[1])] == ["new@example.org"]
+
+
 def test_signing_out_from_the_command_line(run: Run, app: Flask) -> None:
     clients = [signed_in(app), signed_in(app)]
     assert run("sessions", "revoke", EMAIL) == (0, "revoked: 2\n", "")

@@ -118,6 +118,21 @@ def build_vps(name: str) -> None:
                 "systemd-ask-password-wall.path",
             )
         ),
+        # Nor has it encrypted disks or a kernel's command line: each of these would run at every daemon-reload.
+        'mkdir -p "$1/etc/systemd/system-generators"',
+        *(
+            f'ln -sf /dev/null "$1/etc/systemd/system-generators/systemd-{name}-generator"'
+            for name in (
+                "cryptsetup",
+                "debug",
+                "gpt-auto",
+                "hibernate-resume",
+                "integritysetup",
+                "run",
+                "system-update",
+                "veritysetup",
+            )
+        ),
         # Every host makes its own keys on its first boot.
         'rm -f "$1"/etc/ssh/ssh_host_*',
         ': > "$1/etc/machine-id"',
