@@ -31,23 +31,23 @@ def _trust(home: Path, authority: Path) -> None:
 
 @contextmanager
 def chromium(home: Path, authority: Path, domain: str, address: str) -> Iterator[Browser]:
-    """Start Chromium, for which `domain` is at `address`, with an empty `home` of its own.
+    """Start Chromium, for which `domain` is at `address` and nothing else is anywhere, with an empty `home` of its own.
 
     Raises:
         FileNotFoundError: when there is no chromium or certutil: `tools/bootstrap --with-browser` installs both.
         playwright.sync_api.Error: when it does not start.
     """
-    program = shutil.which("chromium")
-    if program is None:
+    if shutil.which("chromium") is None:
         raise FileNotFoundError("there is no chromium: tools/bootstrap --with-browser installs it")
+    root = os.geteuid() == 0
     _trust(home, authority)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=program,
+            executable_path=str(Path(__file__).with_name("browser_alone.py")),
             # Chromium refuses its own sandbox to root.
-            chromium_sandbox=os.geteuid() != 0,
-            args=[f"--host-resolver-rules=MAP {domain} {address}", *QUIET],
-            env={**os.environ, "HOME": str(home)},
+            chromium_sandbox=not root,
+            args=[f"--host-resolver-rules=MAP {domain} {'127.0.0.1' if root else address}", *QUIET],
+            env={**os.environ, "HOME": str(home), "BROWSER_TARGET": f"{address}:443"},
         )
         try:
             yield browser
