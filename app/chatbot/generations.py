@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, event, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -72,7 +72,8 @@ class Generations:
     def reap(self, session: Session, *which: uuid.UUID) -> None:
         """Mark answers (these, or all) whose process has died as interrupted, with all the text that can be found.
 
-        That is what was saved last, and what the log has beyond it.
+        That is what was saved last, and what the log has beyond it. Readers are told after the session has committed:
+        who hears that an answer has ended finds it so.
         """
         # Not its own: after an outage of the database nobody could renew anything.
         alive = [generation.message_id for generation in self._all()]
@@ -87,12 +88,17 @@ class Generations:
             message.status = Status.INTERRUPTED
             message.finish_reason = WORKER_LOST
             message.updated_at = now()
+        usage.record_lost(session, found, self._model.context_tokens)
+        if found:
+            event.listen(session, "after_commit", lambda _: self._tell_lost(found), once=True)
+
+    def _tell_lost(self, messages: Sequence[Message]) -> None:
+        for message in messages:
             model = message.model or self._model.name
             metrics.messages_total.labels("assistant", model).inc()
             metrics.count_answer(model, Status.INTERRUPTED.value, WORKER_LOST)
             log.warning("an answer lost its process", extra={"message_id": str(message.id)})
             self._log.close(str(message.id), len(message.content), outcome_of(message).encoded())
-        usage.record_lost(session, found, self._model.context_tokens)
 
     def reap_all(self) -> None:
         """The same in a transaction of its own; what goes wrong is logged, since nobody waits for it."""

@@ -252,6 +252,21 @@ def test_a_dead_process_leaves_all_that_it_wrote(harness: Harness) -> None:
     assert [entry.end for entry in harness.log.tail(stream) if entry.outcome] == [7]
 
 
+def test_nobody_hears_of_an_end_that_was_not_saved(harness: Harness) -> None:
+    stream = str(harness.message_id)
+    harness.log.open(stream)
+    harness.log.append(stream, 3, "Hel")
+    with harness.database.session() as session:
+        session.execute(update(Message).values(updated_at=now() - LEASE * 2))
+    with pytest.raises(ZeroDivisionError), harness.database.session() as session:
+        harness.generations.reap(session)
+        raise ZeroDivisionError
+    assert harness.message().status == "streaming"
+    assert [entry.outcome for entry in harness.log.tail(stream)] == [None]
+    harness.generations.reap_all()
+    assert harness.log.tail(stream)[-1].outcome is not None
+
+
 @pytest.mark.usefixtures("often")
 def test_whoever_was_taken_for_dead_gives_up_and_adds_its_last_words(harness: Harness, fake: FakeOpenAI) -> None:
     generation = harness.start_long(fake)
