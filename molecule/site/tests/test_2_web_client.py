@@ -88,6 +88,8 @@ class Page:
     def ask(self, question):
         field = self.page.get_by_role("textbox", name="Your message")
         field.fill(question)
+        # Not before the conversation is there.
+        expect(self.page.get_by_role("button", name="Send", exact=True)).to_be_enabled()
         field.press("Enter")
 
     @property
