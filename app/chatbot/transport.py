@@ -11,6 +11,7 @@ import ssl
 import time
 import weakref
 from collections.abc import Iterator
+from functools import cached_property
 
 import httptools
 import httpx2
@@ -33,8 +34,13 @@ class Transport(httpx2.BaseTransport):
         self._idle: dict[Origin, list[tuple[socket.socket, float]]] = {}
         # Not __del__, before which the sockets may have gone.
         self.close = weakref.finalize(self, _close_all, self._idle)  # type: ignore[method-assign]
-        self._tls = httpx2.create_ssl_context()
-        self._tls.set_alpn_protocols(["http/1.1"])
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Reading all authorities takes 20 ms and a megabyte: only where the model is asked by HTTPS."""
+        context = httpx2.create_ssl_context()
+        context.set_alpn_protocols(["http/1.1"])
+        return context
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send the request and return when the response's headers are there; its body is read while iterating.
