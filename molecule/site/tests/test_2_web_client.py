@@ -9,6 +9,9 @@ from conftest import STORY
 from playwright.sync_api import expect
 from testbed.browser import chromium, person
 
+# A busy machine takes its time (milliseconds).
+expect.set_options(timeout=30_000)
+
 PASSWORD = "a-lighthouse-keeper-of-1877"
 FETCH = """async ([method, path, body, token]) => {
     const headers = {"Content-Type": "application/json", "X-CSRFToken": token}

@@ -13,7 +13,8 @@ from testbed.chat import ChatClient, ChatError
 from testbed.verify import eventually
 
 ACCOUNTS, ANSWERS_EACH = 10, 5
-NUMBERS, PAUSE = 250, 0.1
+# Forty seconds: the first must still be counting when the last has begun.
+NUMBERS, PAUSE = 400, 0.1
 # nginx and the application let one address ask so often (seconds).
 BETWEEN_QUESTIONS = 0.3
 PASSWORD = "fifty-streams-at-the-same-time"
