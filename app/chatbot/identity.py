@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from typing import Any
 
 from flask import Flask, current_app, g, request, session
 from flask_wtf.csrf import generate_csrf, validate_csrf
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import ColumnElement, Select, Table, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 from wtforms import ValidationError
 
@@ -185,38 +186,22 @@ def _bearer() -> str | None:
     return token.strip() if scheme.lower() == "bearer" else None
 
 
+def _asking(table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
+    """The account to which the row of `table` with the hash `hash` belongs, unless it is disabled."""
+    return (
+        select(
+            ACCOUNTS.c.id.label("account_id"), ACCOUNTS.c.role, ACCOUNTS.c.monthly_token_budget, table.c.id, *columns
+        )
+        .join(table, table.c.account_id == ACCOUNTS.c.id)
+        .where(table.c.token_hash == bindparam("hash"), ACCOUNTS.c.disabled.is_(False))
+    )
+
+
 # Every request asks one of these two: on the tables, made once, and outside of any transaction.
-_BY_TOKEN = (
-    select(
-        ACCOUNTS.c.id.label("account_id"),
-        ACCOUNTS.c.role,
-        ACCOUNTS.c.monthly_token_budget,
-        API_TOKENS.c.id,
-        API_TOKENS.c.last_used_at,
-        API_TOKENS.c.scopes,
-    )
-    .join(API_TOKENS, API_TOKENS.c.account_id == ACCOUNTS.c.id)
-    .where(
-        API_TOKENS.c.token_hash == bindparam("hash"),
-        ACCOUNTS.c.disabled.is_(False),
-        or_(API_TOKENS.c.expires_at.is_(None), API_TOKENS.c.expires_at > bindparam("clock")),
-    )
+_BY_TOKEN = _asking(API_TOKENS, API_TOKENS.c.last_used_at, API_TOKENS.c.scopes).where(
+    or_(API_TOKENS.c.expires_at.is_(None), API_TOKENS.c.expires_at > bindparam("clock"))
 )
-_BY_COOKIE = (
-    select(
-        ACCOUNTS.c.id.label("account_id"),
-        ACCOUNTS.c.role,
-        ACCOUNTS.c.monthly_token_budget,
-        SIGN_INS.c.id,
-        SIGN_INS.c.last_seen_at,
-    )
-    .join(SIGN_INS, SIGN_INS.c.account_id == ACCOUNTS.c.id)
-    .where(
-        SIGN_INS.c.token_hash == bindparam("hash"),
-        ACCOUNTS.c.disabled.is_(False),
-        SIGN_INS.c.last_seen_at > bindparam("oldest"),
-    )
-)
+_BY_COOKIE = _asking(SIGN_INS, SIGN_INS.c.last_seen_at).where(SIGN_INS.c.last_seen_at > bindparam("oldest"))
 
 
 def _by_token() -> Principal:
