@@ -1,6 +1,7 @@
 """What the tests of the whole site share: a client that comes from outside, and a way to run playbooks."""
 
 import time
+import uuid
 
 import pytest
 from testbed import helpers
@@ -50,6 +51,18 @@ def playbook(host):
         return play(host, f"playbooks/{name}", *arguments)
 
     return run
+
+
+# Prints the name of the container that serves.
+COLOUR = "docker ps --format '{{.Names}}' | grep -E '^chatbot-(blue|green)$'"
+
+
+def make_account(host, password):
+    """Make a new account as the application's README says; return its e-mail address."""
+    email = f"{uuid.uuid4().hex[:8]}@example.org"
+    command = f"docker exec -i $({COLOUR}) python -m chatbot account create {email} --password-file -"
+    host.run_expect([0], f"echo {password} | {command}")
+    return email
 
 
 def chats_again(chat, seconds=90):

@@ -4,11 +4,10 @@ import http.client
 import random
 import threading
 import time
-import uuid
 from pathlib import Path
 
 import pytest
-from conftest import chats_again
+from conftest import COLOUR, chats_again, make_account
 from testbed.chat import ChatClient, ChatError
 from testbed.verify import eventually
 
@@ -21,7 +20,6 @@ PASSWORD = "fifty-streams-at-the-same-time"
 MODEL = (Path(__file__).parent / "counting_model.py").read_text()
 WHOLE = "".join(f"{number} " for number in range(NUMBERS))
 
-COLOUR = "docker ps --format '{{.Names}}' | grep -E '^chatbot-(blue|green)$'"
 KILLED = {
     # The youngest process of the application: its elders are the master and the other workers.
     "worker": "pkill -9 -n -f '[g]unicorn'",
@@ -48,13 +46,7 @@ def counting(host):
 @pytest.fixture(scope="module")
 def accounts(host):
     """Accounts enough for fifty answers, since each may have five at a time."""
-    colour = host.check_output(COLOUR)
-    emails = [f"{uuid.uuid4().hex[:8]}@example.org" for _ in range(ACCOUNTS)]
-    for email in emails:
-        host.run_expect(
-            [0], f"echo {PASSWORD} | docker exec -i {colour} python -m chatbot account create {email} --password-file -"
-        )
-    return emails
+    return [make_account(host, PASSWORD) for _ in range(ACCOUNTS)]
 
 
 class Reader(threading.Thread):
