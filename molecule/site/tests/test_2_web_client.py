@@ -210,8 +210,8 @@ def test_pdf_is_read_and_asked_about(me):
     expect(me.page.get_by_role("list", name="Attached files")).to_contain_text("1 page")
     me.starts()
     me.ends()
-    # The smallest of models may well misunderstand it; that it has read the page its count of tokens shows. Without the page it
-    # is less than 80, with it more than one for each of the 180 words.
+    # The smallest of models may well misunderstand it; that it has read the page its count of tokens shows:
+    # the question has nine words, the page 180.
     question, answer = me.conversation()["messages"]
     assert question["attachments"][0]["characters"] >= len(FACTS)
     assert answer["usage"]["prompt_tokens"] > 180
