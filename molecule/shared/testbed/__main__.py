@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from . import helpers, hosts, images
+from . import helpers, hosts, images, settled
 from .docker import TestbedError, docker, lock
 
 
@@ -14,7 +14,7 @@ def _up(_: argparse.Namespace) -> None:
     with lock():
         helpers.ensure_all()
         for name in images.SUITES:
-            images.build_vps(name)
+            settled.build(name)
 
 
 def _create(options: argparse.Namespace) -> None:
@@ -35,7 +35,8 @@ def _down(options: argparse.Namespace) -> None:
         if options.caches:
             for volume in ("chatbot-testbed-apt", "chatbot-testbed-registry", "chatbot-testbed-pip"):
                 docker("volume", "rm", volume, check=False)
-            for image in (*images.SUITES, "helper", "trixie-slim"):
+            settled_hosts = (f"{suite}-settled" for suite in images.SUITES)
+            for image in (*settled_hosts, *images.SUITES, "helper", "trixie-slim"):
                 docker("rmi", images.repository(image), check=False)
 
 

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import helpers, images
+from . import helpers, images, settled
 from .docker import CACHE, REPOSITORY, TestbedError, docker, execute, inspect, lock, run, say, wait_until
 
 GROUPS = ("db", "edge", "app", "monitoring")
@@ -84,6 +84,7 @@ def _start(scenario: str, host: Host, *, keep: bool) -> str:
             docker("start", name)
             return str(present["Config"]["Labels"]["chatbot-testbed.address"])
         images.build_vps(host.image())
+        image = settled.build(host.image()) if host.package_lists else images.repository(host.image())
         docker("rm", "-fv", name, check=False)
         address = _free_address()
         docker(
@@ -97,7 +98,7 @@ def _start(scenario: str, host: Host, *, keep: bool) -> str:
             "--volume", "/var/lib/docker", "--volume", "chatbot-testbed-pip:/root/.cache/pip",
             *(["--memory", host.memory] if host.memory else []),
             *(part for port in host.publish for part in ("--publish", port)),
-            images.repository(host.image()),
+            image,
         )  # fmt: skip
         docker("start", name)
     return address
@@ -112,14 +113,11 @@ def _settle(scenario: str, host: Host, public_key: str) -> str:
         return state in {"running", "degraded"}
 
     wait_until(f"{name}: systemd", booted, 60)
-    trust = {path.name: path.read_text() for path in images.authorities()} | {"testbed.crt": helpers.acme_authority()}
     script = [
         "install -d -m 700 /root/.ssh",
         f"echo '{public_key}' > /root/.ssh/authorized_keys",
-        "echo 'Acquire::http::Proxy \"http://apt-cache:3142\";' > /etc/apt/apt.conf.d/01testbed-cache",
-        *(f"cat > /usr/local/share/ca-certificates/{file} <<'EOF'\n{text}\nEOF" for file, text in trust.items()),
-        "update-ca-certificates >/dev/null 2>&1",
-        "apt-get -qq update" if host.package_lists else "",
+        # A settled image has that already.
+        "" if host.package_lists else settled.trust_script(),
     ]
     execute(name, "\n".join(script))
     return execute(name, "cat /etc/ssh/ssh_host_*_key.pub")
