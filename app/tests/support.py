@@ -148,10 +148,9 @@ def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
         | {"PROMETHEUS_MULTIPROC_DIR": str(directory / "metrics"), "CHATBOT_BIND": f"127.0.0.1:{port}"}
         | variables
     )
-    subprocess.run(
-        [sys.executable, "-m", "chatbot", "migrate"], cwd=APP, env=variables, check=True, capture_output=True
-    )
-    make_token(load_settings(variables))
+    settings = load_settings(variables)
+    create_schema(settings)
+    make_token(settings)
     with (
         (directory / "gunicorn.log").open("w") as log,
         process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=log, stderr=log, text=True),
