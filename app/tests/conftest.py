@@ -33,7 +33,7 @@ def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _routes_compiled_once() -> Iterator[None]:
-    """Make applications in a third of the time.
+    """Make applications in a quarter of the time.
 
     Werkzeug compiles two functions for every route of every application. They depend on the route's text only, and
     most tests make an application of their own, with the same routes each time.

@@ -170,8 +170,8 @@ ASIDE = "aside"
 def empty_database(url: str) -> None:
     """Leave nothing in a PostgreSQL database, also not what a forgotten connection holds.
 
-    A schema that `create_schema` has made is emptied and put aside for its next call: making a dozen tables with their
-    indexes anew takes the server longer than most tests take.
+    A schema that `create_schema` has made is emptied and put aside for its next call, which saves making its tables and
+    indexes anew.
     """
     engine = create_engine(url)
     others_here = "pid <> pg_backend_pid() AND datname = current_database()"
