@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,6 +64,21 @@ def test_an_old_node_skips_the_web_client(runner: ModuleType, monkeypatch: pytes
     assert (web.status, web.skips) == ("skipped", ["Node.js is 18.20; the web client needs 20.19 or newer"])
     monkeypatch.setattr(runner, "node_version", lambda: (22, 1))
     assert [job.status for job in runner.checks()] == ["waiting"] * 4
+
+
+def test_packages_are_installed_where_the_lock_has_changed(runner: ModuleType, tmp_path: Path) -> None:
+    lock, modules = tmp_path / "package-lock.json", tmp_path / "node_modules"
+    lock.write_text("1")
+    ((*_, script),) = runner.missing_packages(tmp_path)
+    # What the command leaves behind when npm has come to its end.
+    modules.mkdir()
+    subprocess.run(["sh", "-c", script.replace("npm ci", "true")], cwd=tmp_path, check=True)
+    assert runner.missing_packages(tmp_path) == []
+    lock.write_text("2")
+    ((*_, script),) = runner.missing_packages(tmp_path)
+    # npm that fails leaves no sign of success.
+    assert subprocess.run(["sh", "-c", script.replace("npm ci", "false")], cwd=tmp_path, check=False).returncode
+    assert runner.missing_packages(tmp_path)
 
 
 def test_a_failed_test_is_not_counted_twice(finished: Any) -> None:

@@ -29,7 +29,9 @@ def start_postgresql() -> Iterator[str | None]:
         [initdb, "--auth=trust", "--username=chatbot", "--no-sync", "--encoding=UTF8", "--locale=C", "-D", data],
         check=True, capture_output=True, cwd=directory, **user,  # type: ignore[call-overload]
     )  # fmt: skip
-    options = {"listen_addresses": "", "unix_socket_directories": directory, "fsync": "off"}
+    options = {"listen_addresses": "", "unix_socket_directories": directory}
+    # Its data need not outlive the machine.
+    options |= dict.fromkeys(("fsync", "synchronous_commit", "full_page_writes"), "off")
     arguments = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": directory}
     with process(postgres, "-D", data, *arguments, **quiet, **user):

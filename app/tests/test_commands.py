@@ -13,7 +13,7 @@ from chatbot.database import Attachment, Conversation, Database
 from chatbot.factory import create_app
 from chatbot.settings import load_settings
 from flask import Flask
-from support import EMAIL, PASSWORD, close, environment, sign_in, signed_in
+from support import EMAIL, PASSWORD, close, create_schema, environment, sign_in, signed_in
 from test_identity import bearer
 
 type Run = Callable[..., tuple[int, str, str]]
@@ -23,7 +23,8 @@ ADMIN = "admin@example.org"
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], database_url: str) -> Run:
     """Runs a command on a migrated database of each kind: its status, output and errors."""
-    for key, value in environment("http://127.0.0.1:9/v1", database_url, sign_up="invitation").items():
+    variables = environment("http://127.0.0.1:9/v1", database_url, sign_up="invitation")
+    for key, value in variables.items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr("logging.config.dictConfig", lambda _: None)
 
@@ -33,7 +34,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dat
         status = main()
         return status, *capsys.readouterr()
 
-    assert command("migrate")[0] == 0
+    create_schema(load_settings(variables))
     return command
 
 
