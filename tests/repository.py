@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -135,3 +137,11 @@ def names_used(role: str) -> dict[Path, set[str]]:
     for path in role_files(role, "templates"):
         used[path] = names_in_templates(text_of(path))
     return used
+
+
+def program(file: Path) -> ModuleType:
+    """Return a program of the repository as a module, to test its functions."""
+    module = ModuleType(file.stem)
+    sys.modules[file.stem] = module  # dataclasses look themselves up there
+    exec(compile(file.read_text(encoding="utf-8"), str(file), "exec"), module.__dict__)  # noqa: S102 - our own file
+    return module

@@ -103,13 +103,13 @@ def test_only_the_active_colour_runs(host, container):
     assert run(host, "docker ps --format '{{.Names}}'").splitlines() == [container]
 
 
-def test_only_two_releases_are_kept(host, settings, state):
+def test_ways_back_are_kept_and_one_refused_release(host, settings, state):
     kept = {state["release"], state["previous"]}
     images = set(run(host, "docker images --format '{{.Tag}}' chatbot").split())
     assert kept <= images
-    sources = set(run(host, "ls %s/releases", settings["chatbot_release_directory"]).split())
-    assert kept <= sources
-    # A refused release stays until the next one passes, so that it can be looked at.
+    sources = set(run(host, "cd %s/releases && ls -d */source", settings["chatbot_release_directory"]).split())
+    assert {f"{release}/source" for release in kept} <= sources
+    # The last refused release can be looked at.
     assert len(images) <= 3
 
 

@@ -51,7 +51,10 @@ def expressions() -> list[tuple[str, str]]:
         for group in yaml.safe_load(path.read_text())["groups"]:
             found += [(f"{path.name}: {rule['alert']}", rule["expr"]) for rule in group["rules"]]
     for path in DASHBOARDS:
-        for panel in json.loads(path.read_text())["panels"]:
+        dashboard = json.loads(path.read_text())
+        for annotation in dashboard["annotations"]["list"]:
+            found.append((f"{path.name}: {annotation['name']}", annotation["expr"].replace("$host", ".*")))
+        for panel in dashboard["panels"]:
             for target in panel.get("targets", []):
                 if target["datasource"]["type"] == "prometheus":
                     expression = target["expr"].replace("$__rate_interval", "1m").replace("$host", ".*")

@@ -16,6 +16,10 @@ class ChatError(RuntimeError):
     """The chat did not answer as it should; the message says what it answered."""
 
 
+class MovedError(ChatError):
+    """The process that streamed the answer ends; `resume` goes on where it was."""
+
+
 class _Connection(http.client.HTTPSConnection):
     """HTTPS to a given address, under the name of the site."""
 
@@ -190,6 +194,8 @@ class ChatClient:
                 elif name == "delta":
                     self.arrivals.append(time.monotonic() - started)
                     yield data["text"]
+                elif name == "resume":
+                    raise MovedError(f"the answer goes on elsewhere: {data}")
                 elif name == "error":
                     raise ChatError(f"the answer ended in an error: {data}")
                 elif name == "done":

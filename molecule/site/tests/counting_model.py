@@ -1,7 +1,8 @@
 """A model that counts, in place of the local one, on the test host: `counting_model.py ADDRESS PORT NUMBERS PAUSE`.
 
-It answers every question with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once
-whether a token is missing or came twice. A fake, because fifty answers of a real model would take half an hour here.
+It answers "Count." with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once whether a
+token is missing or came twice; asked to go on with such an answer, it goes on behind the last number. Any other question
+gets three numbers. A fake, because fifty answers of a real model would take half an hour here.
 Standard library only: it runs on the host.
 """
 
@@ -32,15 +33,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         """Count."""
-        self.rfile.read(int(self.headers["Content-Length"]))
+        messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
+        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        first = len(said[-1].split()) if said else 0
+        end = NUMBERS if any("Count" in str(message["content"]) for message in messages) else 3
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         began = time.monotonic()
         try:
-            for number in range(NUMBERS):
-                time.sleep(max(0.0, began + number * PAUSE - time.monotonic()))
+            for number in range(first, end):
+                time.sleep(max(0.0, began + (number - first) * PAUSE - time.monotonic()))
                 self._send({"delta": {"content": f"{number} "}, "finish_reason": None})
             self._send({"delta": {}, "finish_reason": "stop"})
             self._chunk(b"data: [DONE]\n\n")

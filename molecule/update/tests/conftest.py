@@ -1,0 +1,148 @@
+"""The host, its users, and releases to give it: good ones, and some that must not pass."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from crowd import Crowd
+from testbed import helpers
+from testbed.verify import REPOSITORY, Played, eventually, play
+
+SETTINGS = REPOSITORY / "molecule/update/vars/update.yml"
+# Lines at the end of chatbot/wsgi.py, which every worker reads as its last.
+CHANGES = {
+    "crashing": "raise RuntimeError('this release does not start')",
+    "unready": "app.view_functions['health.ready'] = lambda: ({'status': 'never'}, 503)",
+    "mute": """
+from chatbot.model import Model, ModelError
+def _mute(*_arguments, **_named):
+    raise ModelError(503, "this release cannot chat")
+Model.answer = _mute
+""",
+    # Quick for the gate, which asks the application directly; slow for whoever comes through nginx.
+    "slow": """
+import time
+from chatbot.model import Model
+_answer, _serve, _users = Model.answer, app.wsgi_app, []
+def _slow(*arguments, **named):
+    time.sleep(4 if _users else 0)
+    return _answer(*arguments, **named)
+def _notice(environ, start_response):
+    if "HTTP_X_FORWARDED_FOR" in environ:
+        _users[:] = [True]
+    return _serve(environ, start_response)
+Model.answer, app.wsgi_app = _slow, _notice
+""",
+}
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A function: directory with the application and one change, which makes it another release."""
+
+    def make(name: str) -> str:
+        directory = tmp_path_factory.mktemp(name) / "app"
+        ignored = shutil.ignore_patterns("web", "tests", "__pycache__", ".*_cache")
+        shutil.copytree(REPOSITORY / "app", directory, ignore=ignored)
+        with (directory / "chatbot/wsgi.py").open("a") as file:
+            file.write(f"\n{CHANGES.get(name, '# Release ' + name)}\n")
+        return str(directory)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def variables(host: Any) -> dict[str, Any]:
+    found: dict[str, Any] = host.ansible.get_variables()
+    return found
+
+
+@pytest.fixture(scope="module")
+def operator(host: Any) -> Any:
+    """Run one of the operator's playbooks, with this scenario's settings."""
+
+    def run(name: str, *arguments: str, **extra: Any) -> Played:
+        return play(host, f"playbooks/{name}.yml", f"--extra-vars=@{SETTINGS}", *arguments, **extra)
+
+    return run
+
+
+class Running:
+    """A playbook that is under way, to be interrupted."""
+
+    def __init__(self, variables: dict[str, Any], log: Path, name: str, *arguments: str) -> None:
+        command = [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            f"--inventory={variables['testbed_directory']}/hosts.yml",
+            f"--extra-vars=@{SETTINGS}",
+            *arguments,
+            str(REPOSITORY / f"playbooks/{name}.yml"),
+        ]
+        environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+        environment.pop("ANSIBLE_FORCE_COLOR", None)
+        self.log = log
+        with log.open("w") as output:
+            self.process = subprocess.Popen(
+                command,
+                cwd=REPOSITORY,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def reaches(self, task: str) -> None:
+        """Wait until a task has begun."""
+
+        def begun() -> bool:
+            assert self.process.poll() is None, self.log.read_text()[-2000:]
+            return f": {task}]" in self.log.read_text()
+
+        eventually(begun, seconds=300)
+
+    def ends(self, how: signal.Signals) -> str:
+        """Send it a signal, as the terminal does for Ctrl-C, and return what it printed when it has ended."""
+        self.process.send_signal(how)
+        self.process.wait(timeout=300)
+        time.sleep(1)
+        return self.log.read_text()
+
+
+@pytest.fixture
+def begin(variables: dict[str, Any], tmp_path: Path) -> Any:
+    """Begin one of the operator's playbooks; the test interrupts it."""
+    begun: list[Running] = []
+
+    def start(name: str, *arguments: str) -> Running:
+        begun.append(Running(variables, tmp_path / f"{len(begun)}.log", name, *arguments))
+        return begun[-1]
+
+    yield start
+    for running in begun:
+        if running.process.poll() is None:
+            running.process.kill()
+
+
+@pytest.fixture(scope="module")
+def crowd(variables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Users who are there all the time; at the end the table of what they saw."""
+    authority = tmp_path_factory.mktemp("authority") / "root.pem"
+    authority.write_text(helpers.issuing_root())
+    account = (variables["chatbot_contact_email"], variables["chatbot_admin_password"])
+    users = Crowd(variables["chatbot_domain"], variables["ansible_host"], authority, account)
+    users.start()
+    yield users
+    users.stop()
+    print(f"\n{users.table()}")
+    directory = REPOSITORY / ".cache/logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "update-table.txt").write_text("\n".join([users.table(), *users.failures, ""]))
