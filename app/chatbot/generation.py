@@ -99,11 +99,16 @@ class Generation:
         self._asked = threading.Event()
         self._lock = threading.Lock()
         self.ended = False  # nothing is added any more
-        self.finished = False  # everything is saved
+        self._finished = threading.Event()
         self.completed = False  # by the model itself
 
+    @property
+    def finished(self) -> bool:
+        """Whether everything is saved."""
+        return self._finished.is_set()
+
     def run(self) -> None:
-        """Write the answer to its end. Never raises."""
+        """Write the answer to its end; returns when everything is saved, whoever has ended it. Never raises."""
         self._log.open(self._stream)
         metrics.waiting_generations.inc()
         try:
@@ -117,6 +122,7 @@ class Generation:
             self._end(Status.FAILED, error=internal)
         finally:
             self._asked.set()
+            self._finished.wait()
 
     def wait_for_model(self, seconds: float) -> ModelError | None:
         """Wait until the model has accepted the question or refused it; the error in the second case."""
@@ -142,7 +148,7 @@ class Generation:
         self._count_tokens()
         self._save_at_last(self._outcome(Status.STREAMING, HANDED_OVER, None))
         log.info("answer handed over", extra={"message_id": self._stream, "position": self._chars})
-        self.finished = True
+        self._finished.set()
         if self._answer:
             self._answer.close()
 
@@ -198,7 +204,7 @@ class Generation:
         self._report(outcome, error)
         self._save_at_last(outcome)
         self._log.close(self._stream, self._chars, outcome.encoded())
-        self.finished = True
+        self._finished.set()
 
     def _save_at_last(self, outcome: Outcome) -> None:
         for _ in range(LAST_SAVE_ATTEMPTS):

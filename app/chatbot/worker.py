@@ -104,8 +104,9 @@ class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no type inform
         """End them as if their clients had: an idle one as soon as it is read from, so what has arrived is served."""
         for client, busy in list(self._connections.items()):
             if not busy or not idle_only:
-                with contextlib.suppress(OSError):
-                    client.shutdown(socket.SHUT_RDWR if busy else socket.SHUT_RD)
+                with contextlib.suppress(OSError, AttributeError):  # closed meanwhile
+                    # Not gevent's own, which raises in whoever reads there instead of letting it come to the end.
+                    client._sock.shutdown(socket.SHUT_RDWR if busy else socket.SHUT_RD)  # type: ignore[attr-defined]
 
     def _reap(self) -> None:
         swept = -math.inf

@@ -207,6 +207,18 @@ def test_whoever_asks_at_the_last_moment_is_sent_on(app: Flask, client: FlaskCli
     gate.set()
 
 
+def test_whoever_does_not_take_the_word_is_counted_apart(app: Flask, client: FlaskClient, fake: FakeOpenAI) -> None:
+    _, _, events, gate = begin(client, fake)
+    series = 'chatbot_streams_cut_total{reason="shutdown"}'
+    before = value(client, series)
+    hand_over(app)
+    events.close()  # type: ignore[attr-defined]  # a generator, in the middle of sending a word
+    gate.set()
+    assert value(client, series) == before  # nobody asks this process any more
+    app.extensions["drain"].publish(None)
+    assert value(client, series) == before + 1
+
+
 def test_an_exception_of_ours_counts_as_one(
     app: Flask, client: FlaskClient, fake: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
