@@ -5,7 +5,6 @@ import http.client
 import os
 import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 from chatbot.database import Message, Usage
 from fake_openai import FakeOpenAI
 from sqlalchemy import create_engine, select
-from support import TOKEN, answers, environment, eventually, fetch, gunicorn
+from support import answers, environment, eventually, gunicorn
 from test_gunicorn import Reader, answer, series, words
 from valkey_server import PASSWORD, valkey_server
 
@@ -155,7 +154,7 @@ def test_long_answers_go_on_in_the_next_release(fleet: Fleet) -> None:
 
 
 def test_a_worker_with_nothing_left_to_do_does_not_wait_for_idle_connections(fleet: Fleet) -> None:
-    """nginx keeps connections for its next request; one that does not read cannot hold a worker up, either."""
+    """nginx keeps connections for its next request."""
     address = urlsplit(fleet.old.url)
     idle = http.client.HTTPConnection(address.netloc, timeout=30)
     idle.request("GET", "/api/v1/health")
@@ -173,26 +172,6 @@ def test_a_worker_with_nothing_left_to_do_does_not_wait_for_idle_connections(fle
     assert time.monotonic() - began < 30
     assert idle.sock.recv(1) == b""
     idle.close()
-
-
-def test_a_reader_who_takes_nothing_is_cut_and_counted(fleet: Fleet) -> None:
-    # 80 kB each: more than the sockets between the two can hold, less than the longest answer.
-    fleet.model.pieces, fleet.model.between = ["🦀" * 20_000] * 100, 0.15
-    address = urlsplit(fleet.old.url)
-    with socket.socket() as deaf:
-        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.connect((address.hostname, address.port))
-        first = Reader(fleet.old.url)
-        first.until("delta")
-        path = f"/api/v1/conversations/{first.conversation}/messages/{first.message}/stream"
-        deaf.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n\r\n".encode())
-        eventually(lambda: series(fleet.old.url, "chatbot_open_streams") == 2)
-        first.leave()
-        os.kill(fleet.old.pid, signal.SIGTERM)
-        eventually(lambda: not alive(fleet.old.pid), 25)
-        eventually(lambda: series(fleet.new.url, 'chatbot_streams_cut_total{reason="shutdown"}') == 1, 20)
-    stop = f"{fleet.new.url}/api/v1/conversations/{first.conversation}/messages/{first.message}/stop"
-    assert fetch(stop, {})["message_id"] == first.message
 
 
 def alive(pid: int) -> bool:
