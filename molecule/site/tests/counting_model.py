@@ -2,8 +2,8 @@
 
 It answers every question with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once
 whether a token is missing or came twice. Where the last answer among the messages is a count that is not at its end, it
-goes on from there, as an answer does that one release hands over to the next. A fake, because fifty answers of a real model would take half an hour here.
-Standard library only: it runs on the host.
+goes on from there, as an answer does that one release hands over to the next. A fake, because fifty answers of a real
+model would take half an hour here. Standard library only: it runs on the host.
 """
 
 import json
