@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from chatbot.database import Message, Usage
 from fake_openai import FakeOpenAI
 from sqlalchemy import create_engine, select
-from support import answers, environment, eventually, gunicorn
+from support import environment, eventually, gunicorn
 from test_gunicorn import Reader, answer, series, words
 from valkey_server import PASSWORD, valkey_server
 
@@ -70,7 +69,7 @@ def fleet(postgresql_url: str, tmp_path: Path) -> Iterator[Fleet]:
             directory.mkdir()
             variables = environment(model.url, postgresql_url, colour=colour, **more)
             colours.append(Colour(stack.enter_context(gunicorn(variables, directory)), directory))
-        yield Fleet(*colours, model, postgresql_url)
+        yield Fleet(colours[0], colours[1], model, postgresql_url)
 
 
 def to_the_end(fleet: Fleet, reader: Reader) -> tuple[str, list[str]]:
@@ -115,7 +114,18 @@ def saved(fleet: Fleet) -> tuple[list[Message], Usage]:
     return messages, used
 
 
+def alive(pid: int) -> bool:
+    """Whether the server still runs: as this process's child it stays a zombie until somebody waits for it."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 def test_long_answers_go_on_in_the_next_release(fleet: Fleet) -> None:
+    idle = http.client.HTTPConnection(urlsplit(fleet.old.url).netloc, timeout=30)  # as nginx keeps them
+    idle.request("GET", "/api/v1/health")
+    assert idle.getresponse().read()
+    assert idle.sock is not None
     readers = [Reader(fleet.old.url) for _ in range(8)]
     for reader in readers:
         reader.until("delta")
@@ -145,44 +155,12 @@ def test_long_answers_go_on_in_the_next_release(fleet: Fleet) -> None:
     assert len(fleet.model.requests) == 2 * 9
     assert {message.completion_tokens for message in messages} == {80}
     assert (used.prompt_tokens, used.completion_tokens) == (9 * (ESTIMATED_PROMPT + 7), 9 * 80)
+    # Neither gunicorn's patience (32 s) nor that of the idle connection (75 s) has decided.
     eventually(lambda: not alive(fleet.old.pid))
+    assert idle.sock.recv(1) == b""
+    idle.close()
     assert fleet.old.log.count("answer handed over") == fleet.new.log.count("answer taken over") == 9
     assert "Traceback" not in fleet.old.log + fleet.new.log
     # The old process counts the nine who left before its end as they leave; those it sent on are counted by the new.
     eventually(lambda: series(fleet.new.url, 'chatbot_streams_cut_total{reason="drain"}') == 8, 20)
     eventually(lambda: series(fleet.new.url, "chatbot_open_streams") == 0)
-
-
-def test_a_worker_with_nothing_left_to_do_does_not_wait_for_idle_connections(fleet: Fleet) -> None:
-    """nginx keeps connections for its next request."""
-    address = urlsplit(fleet.old.url)
-    idle = http.client.HTTPConnection(address.netloc, timeout=30)
-    idle.request("GET", "/api/v1/health")
-    assert idle.getresponse().read()
-    assert idle.sock is not None
-    reader = Reader(fleet.old.url)
-    reader.until("delta")
-    began = time.monotonic()
-    os.kill(fleet.old.pid, signal.SIGTERM)
-    text, names = to_the_end(fleet, reader)
-    assert names == ["resume", "done"]
-    assert WHOLE.endswith(text)
-    eventually(lambda: not alive(fleet.old.pid), 25)
-    # Neither gunicorn's patience (32 s) nor that of the idle connection (75 s) has decided.
-    assert time.monotonic() - began < 30
-    assert idle.sock.recv(1) == b""
-    idle.close()
-
-
-def alive(pid: int) -> bool:
-    """Whether the server still runs: as this process's child it stays a zombie until somebody waits for it."""
-    with contextlib.suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    return False
-
-
-def test_the_new_colour_answers_while_the_old_one_ends(fleet: Fleet) -> None:
-    os.kill(fleet.old.pid, signal.SIGTERM)
-    reader = Reader(fleet.new.url)
-    eventually(lambda: not answers(fleet.old.url))
-    assert to_the_end(fleet, reader) == (WHOLE, ["done"])
