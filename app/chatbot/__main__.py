@@ -7,6 +7,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chatbot.commands import cli
 from chatbot.database import SchemaBehindError
+from chatbot.migrate import MigrationError
 from chatbot.settings import SettingsError
 
 
@@ -21,7 +22,7 @@ def main() -> int:
         print(f"chatbot: {error.format_message()}", file=sys.stderr)
     except click.Abort:
         print("chatbot: aborted", file=sys.stderr)
-    except (SettingsError, SchemaBehindError) as error:
+    except (SettingsError, SchemaBehindError, MigrationError) as error:
         print(f"chatbot: {error}", file=sys.stderr)
     except SQLAlchemyError as error:
         # The driver's first line names the cause and holds no password.

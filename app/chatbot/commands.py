@@ -18,6 +18,7 @@ from chatbot.accounts import SCOPES, TOKEN_PREFIX, EmailTakenError, normal_email
 from chatbot.database import Account, AccountRole, ApiToken, Conversation, Database, Invitation, SignIn, now
 from chatbot.logs import logging_config
 from chatbot.migrate import migrate as run_migrations
+from chatbot.migrate import pending as pending_migrations
 from chatbot.passwords import hash_password
 from chatbot.removal import delete_conversations
 from chatbot.settings import Settings, load_settings
@@ -110,8 +111,13 @@ def _print(rows: list[dict[str, object]]) -> None:
 
 
 @cli.command()
-def migrate() -> None:
+@click.option("--pending", is_flag=True, help="Only print the revisions that would run, one a line.")
+def migrate(pending: bool) -> None:
     """Upgrade the database schema to this release's."""
+    if pending:
+        for revision in pending_migrations(_settings()):
+            click.echo(revision)
+        return
     click.echo(f"schema: {run_migrations(_settings())}")
 
 

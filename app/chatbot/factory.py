@@ -24,6 +24,7 @@ from chatbot import (
 from chatbot.cache import LOG_TIMEOUT_SECONDS, connect
 from chatbot.cors import init_cors
 from chatbot.database import Database
+from chatbot.drain import Drain
 from chatbot.generations import Generations
 from chatbot.guessing import init_guard
 from chatbot.identity import init_identity
@@ -84,6 +85,7 @@ def create_app(settings: Settings) -> Flask:
         "stream_log": stream_log,
         "generations": Generations(database, model, stream_log, settings.stream_max_seconds),
         "readers": Readers(),
+        "drain": Drain(),
         "selection": Selection(settings, model),
         "titles": Titles(database, model, settings.title_model) if settings.title_model else None,
         "uploads": Uploads(settings, database),

@@ -29,6 +29,8 @@ LAST_SAVE_PAUSE = 1.0
 MAX_CHARS = 1_000_000
 # Why an answer has ended whose process has died.
 WORKER_LOST = "worker_lost"
+# The mark of an answer that is `streaming` and waits for another process to write on.
+HANDED_OVER = "handed_over"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,16 @@ class Generation:
         self._asked = threading.Event()
         self._lock = threading.Lock()
         self.ended = False  # nothing is added any more
-        self.finished = False  # everything is saved
+        self._finished = threading.Event()
         self.completed = False  # by the model itself
 
+    @property
+    def finished(self) -> bool:
+        """Whether everything is saved."""
+        return self._finished.is_set()
+
     def run(self) -> None:
-        """Write the answer to its end. Never raises."""
+        """Write the answer to its end; returns when everything is saved, whoever has ended it. Never raises."""
         self._log.open(self._stream)
         metrics.waiting_generations.inc()
         try:
@@ -115,6 +122,7 @@ class Generation:
             self._end(Status.FAILED, error=internal)
         finally:
             self._asked.set()
+            self._finished.wait()
 
     def wait_for_model(self, seconds: float) -> ModelError | None:
         """Wait until the model has accepted the question or refused it; the error in the second case."""
@@ -124,6 +132,23 @@ class Generation:
     def stop(self, status: Status, reason: str) -> None:
         """End the answer here, keep its text and leave the model. Does nothing when it has ended."""
         self._end(status, reason)
+        if self._answer:
+            self._answer.close()
+
+    def hand_over(self) -> None:
+        """Stop behind a whole piece and leave the rest to another process. Does nothing when it has ended.
+
+        The text is saved, what it has cost is counted, the log stays open, and the message is marked with HANDED_OVER.
+        """
+        with self._lock:
+            if self.ended:
+                return
+            self.ended = True
+        self._asked.set()  # the model's answer to the question is the next process's affair
+        self._count_tokens()
+        self._save_at_last(self._outcome(Status.STREAMING, HANDED_OVER, None))
+        log.info("answer handed over", extra={"message_id": self._stream, "position": self._chars})
+        self._finished.set()
         if self._answer:
             self._answer.close()
 
@@ -177,14 +202,16 @@ class Generation:
         self.completed = status is Status.COMPLETE
         outcome = self._outcome(status, reason, error)
         self._report(outcome, error)
+        self._save_at_last(outcome)
+        self._log.close(self._stream, self._chars, outcome.encoded())
+        self._finished.set()
+
+    def _save_at_last(self, outcome: Outcome) -> None:
         for _ in range(LAST_SAVE_ATTEMPTS):
             if self._save(outcome):
-                break
+                return
             time.sleep(LAST_SAVE_PAUSE)
-        else:
-            log.error("the end of an answer could not be saved", extra={"message_id": self._stream})
-        self._log.close(self._stream, self._chars, outcome.encoded())
-        self.finished = True
+        log.error("the end of an answer could not be saved", extra={"message_id": self._stream})
 
     def _outcome(self, status: Status, reason: str | None, error: ModelError | None) -> Outcome:
         """How it has ended, with what the text has cost in all."""
@@ -204,18 +231,12 @@ class Generation:
         return usage.estimate(self._prompt_chars) if self._prompt_tokens is None else self._prompt_tokens
 
     def _report(self, outcome: Outcome, error: ModelError | None) -> None:
-        name, clock = self._name, time.monotonic()
-        seconds, counted = clock - self.started, self._counted()
-        if self._first_piece is None:
-            metrics.waiting_generations.dec()
-        elif counted > 1 and clock > self._first_piece:
-            metrics.token_rate.labels(name).observe(counted / (clock - self._first_piece))
+        name, counted = self._name, self._count_tokens()
+        seconds = time.monotonic() - self.started
         if error is not None:
             metrics.model_errors.labels(name, error.kind).inc()
         metrics.messages_total.labels("assistant", name).inc()
         metrics.count_answer(name, outcome.status.value, outcome.finish_reason or "")
-        metrics.tokens_total.labels(name, "prompt").inc(self._prompt_tokens or 0)
-        metrics.tokens_total.labels(name, "completion").inc(counted)
         metrics.stream_duration.labels(name).observe(seconds)
         log.info(
             "answer ended",
@@ -228,6 +249,17 @@ class Generation:
                 "completion_tokens": counted,
             },
         )
+
+    def _count_tokens(self) -> int:
+        """Count what this run has used, and how quick it was; its completion tokens."""
+        clock, counted = time.monotonic(), self._counted()
+        if self._first_piece is None:
+            metrics.waiting_generations.dec()
+        elif counted > 1 and clock > self._first_piece:
+            metrics.token_rate.labels(self._name).observe(counted / (clock - self._first_piece))
+        metrics.tokens_total.labels(self._name, "prompt").inc(self._prompt_tokens or 0)
+        metrics.tokens_total.labels(self._name, "completion").inc(counted)
+        return counted
 
     def _save(self, outcome: Outcome) -> bool:
         """Write text, outcome and what it has used; False when the database did not take them.

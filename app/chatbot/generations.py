@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from chatbot import metrics, usage
 from chatbot.database import MESSAGES, Database, Message, Status, now
-from chatbot.generation import WORKER_LOST, Generation, Job, Outcome
+from chatbot.generation import HANDED_OVER, WORKER_LOST, Generation, Job, Outcome
 from chatbot.model import Model
 from chatbot.streamlog import LogUnavailableError, StreamLog
 
@@ -57,13 +57,25 @@ class Generations:
 
     def stop(self, message_id: uuid.UUID) -> None:
         """Stop an answer, whichever process writes it. Raises LogUnavailableError when that one cannot be told."""
-        if not self.stop_here(str(message_id)):
+        if not self.stop_here(str(message_id)) and not self._stop_between(message_id):
             self._log.request_stop(str(message_id))
 
-    def interrupt(self, reason: str) -> None:
-        """End all running answers, as interrupted. Returns at once; `running` says when they are saved."""
+    def _stop_between(self, message_id: uuid.UUID) -> bool:
+        """Stop an answer that one process has handed over and no other has claimed; False where it is not so."""
+        waiting = Message.id == message_id, Message.status == Status.STREAMING, Message.finish_reason == HANDED_OVER
+        ended = {"status": Status.STOPPED, "finish_reason": "stopped", "updated_at": now()}
+        with self._database.session() as session:
+            message = session.scalar(update(Message).where(*waiting).values(ended).returning(Message))
+        if message is None:
+            return False
+        self._tell_end(message)
+        return True
+
+    def hand_over(self) -> None:
+        """Leave all running answers to other processes. Returns at once; `running` says when they are saved."""
         for generation in self._all():
-            _stop(generation, Status.INTERRUPTED, reason)
+            if not generation.ended:
+                threading.Thread(target=generation.hand_over, name="generation-hand-over", daemon=True).start()
 
     def running(self) -> int:
         """How many answers are being written or saved."""
@@ -83,22 +95,28 @@ class Generations:
         if which:
             dead = dead.where(Message.id.in_(which))
         found = session.scalars(dead.with_for_update(skip_locked=True)).all()
+        # Whoever handed an answer over has counted what it used.
+        uncounted = [message for message in found if message.finish_reason != HANDED_OVER]
         for message in found:
             message.content += self._beyond(message)
             message.status = Status.INTERRUPTED
             message.finish_reason = WORKER_LOST
             message.updated_at = now()
-        usage.record_lost(session, found, self._model.context_tokens)
+        usage.record_lost(session, uncounted, self._model.context_tokens)
         if found:
             event.listen(session, "after_commit", lambda _: self._tell_lost(found), once=True)
 
     def _tell_lost(self, messages: Sequence[Message]) -> None:
         for message in messages:
-            model = message.model or self._model.name
-            metrics.messages_total.labels("assistant", model).inc()
-            metrics.count_answer(model, Status.INTERRUPTED.value, WORKER_LOST)
             log.warning("an answer lost its process", extra={"message_id": str(message.id)})
-            self._log.close(str(message.id), len(message.content), outcome_of(message).encoded())
+            self._tell_end(message)
+
+    def _tell_end(self, message: Message) -> None:
+        """Count and close an answer that has ended without a process."""
+        model = message.model or self._model.name
+        metrics.messages_total.labels("assistant", model).inc()
+        metrics.count_answer(model, message.status, message.finish_reason or "")
+        self._log.close(str(message.id), len(message.content), outcome_of(message).encoded())
 
     def reap_all(self) -> None:
         """The same in a transaction of its own; what goes wrong is logged, since nobody waits for it."""
@@ -170,7 +188,12 @@ class Generations:
         table = MESSAGES
         statement = (
             update(table)
-            .where(table.c.id == bindparam("message"), table.c.status == Status.STREAMING)
+            # Not what was handed over since the snapshot: its text is longer, and perhaps another process's by now.
+            .where(
+                table.c.id == bindparam("message"),
+                table.c.status == Status.STREAMING,
+                table.c.finish_reason.is_(None),
+            )
             .values(content=bindparam("text"), updated_at=bindparam("clock"))
         )
         clock = now()

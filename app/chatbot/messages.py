@@ -78,7 +78,8 @@ def ask(conversation_id: uuid.UUID) -> Response:
     """Save the user's message and stream the model's answer to it as Server-Sent Events.
 
     `start` (identifiers), `delta` (text), then `done` (status, usage) or `error` (a problem document). An error
-    before the model has accepted the question is an ordinary problem response instead.
+    before the model has accepted the question is an ordinary problem response instead. `resume` at the end means that
+    the server is being replaced: GET …/stream with `Last-Event-ID` goes on where this response ends.
     """
     body = read_body(NewMessage)
     _refuse_too_long(body.content)
@@ -367,5 +368,5 @@ def _stream(
         "message_id": answer.id,
         "user_message_id": answer.parent_id,
     }
-    follower = Follower(services.stream_log(), load, answer.id, after)
+    follower = Follower(services.stream_log(), load, answer.id, after, services.drain())
     return event_response(start, after, follower.events(), on_close)

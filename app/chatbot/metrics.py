@@ -35,6 +35,9 @@ tokens_total = Counter(
 )
 answers_total = Counter("chatbot_answers_total", "Answers that ended, by how they ended", ["model", "status"])
 open_streams = Gauge("chatbot_open_streams", "Responses that are streaming right now", multiprocess_mode="livesum")
+streams_cut = Counter(
+    "chatbot_streams_cut_total", "Responses that ended before their answer did, by what ended them", ["reason"]
+)
 resumed_streams = Counter("chatbot_resumed_streams_total", "Requests that continued reading an answer")
 running_generations = Gauge(
     "chatbot_running_generations",
@@ -76,7 +79,9 @@ build_info = Gauge(
 
 
 # What cuts an answer; `worker_lost` is noticed by another process.
-CUT_REASONS = ("stopped", "time_limit", "size_limit", "shutdown", "superseded", "worker_lost")
+CUT_REASONS = ("stopped", "time_limit", "size_limit", "superseded", "worker_lost")
+# What ends a response before its answer: see drain.py and Follower.events.
+STREAM_CUTS = ("drain", "client", "error", "shutdown")
 # Why a model gave no whole answer: the kinds of a ModelError.
 ERROR_KINDS = (
     "timeout", "unreachable", "credentials", "unknown_model", "rate_limit", "rejected", "failed", "malformed",
@@ -127,6 +132,8 @@ def init_metrics(app: Flask, settings: Settings, sessions: ActiveSessions) -> No
         sign_ins.labels(method, result)
     for reason in REFUSALS:
         refusals.labels(reason)
+    for reason in STREAM_CUTS:
+        streams_cut.labels(reason)
     for kind in ERROR_KINDS:
         model_errors.labels(settings.model_name, kind)
 

@@ -5,6 +5,7 @@ from typing import cast
 from flask import current_app
 
 from chatbot.database import Database
+from chatbot.drain import Drain
 from chatbot.generations import Generations
 from chatbot.model import Model
 from chatbot.selection import Selection
@@ -18,6 +19,11 @@ from chatbot.uploads import Uploads
 def database() -> Database:
     """The tables."""
     return cast(Database, current_app.extensions["database"])
+
+
+def drain() -> Drain:
+    """How far the end of this process is."""
+    return cast(Drain, current_app.extensions["drain"])
 
 
 def generations() -> Generations:

@@ -82,7 +82,9 @@ class Settings(BaseModel):
     workers: int = Field(default=2, ge=1, le=64)
     bind: str = "0.0.0.0:8000"
     stream_max_seconds: float = Field(default=300, gt=0)
-    graceful_timeout: int = Field(default=330, gt=0)
+    # In this order: see the head of worker.py.
+    drain_seconds: int = Field(default=900, ge=1, le=86_400)
+    graceful_timeout: int = Field(default=930, gt=0)
     rate_limit: RateLimit = "30 per minute"
     rate_limit_address: RateLimit = "120 per minute"
     monthly_token_budget: int | None = Field(default=None, ge=0)
@@ -155,9 +157,10 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _streams_end_before_workers(self) -> Self:
-        if self.stream_max_seconds >= self.graceful_timeout:
+        if self.drain_seconds >= self.graceful_timeout:
             raise ValueError(
-                "CHATBOT_STREAM_MAX_SECONDS must be less than CHATBOT_GRACEFUL_TIMEOUT, or releases cut answers off"
+                f"CHATBOT_GRACEFUL_TIMEOUT ({self.graceful_timeout}) must be greater than CHATBOT_DRAIN_SECONDS "
+                f"({self.drain_seconds}), by 30 or so, or releases cut answers off"
             )
         return self
 

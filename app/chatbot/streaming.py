@@ -17,6 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from chatbot import metrics
 from chatbot.database import Message, Status
+from chatbot.drain import Drain
 from chatbot.generation import Outcome
 from chatbot.generations import outcome_of
 from chatbot.problems import Problem, model_problem
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 PING_EVERY = 10.0
 # So often (seconds) the database is asked while the log has nothing of what the reader needs.
 POLL_EVERY = 1.0
+# A reader who is told to resume and knows no better waits so long (milliseconds).
+RETRY_MS = 500
 
 type Load = Callable[[uuid.UUID], Message | None]
 
@@ -110,26 +113,41 @@ class Readers:
 class Follower:
     """One reader of one answer, who has the first `after` characters. `load` gives the message from the database."""
 
-    def __init__(self, stream_log: StreamLog, load: Load, message_id: uuid.UUID, after: int) -> None:
+    def __init__(
+        self, stream_log: StreamLog, load: Load, message_id: uuid.UUID, after: int, drain: Drain | None = None
+    ) -> None:
         self._log = stream_log
         self._load = load
         self._message_id = message_id
         self._position = after
         self._silent = False
+        self._drain = drain or Drain()
 
     def events(self) -> Iterator[bytes]:
-        """What comes behind those characters, to the end of the answer."""
-        while True:
-            outcome = yield from self._from_log()
-            if outcome is None:
-                outcome = yield from self._from_database()
-            if outcome is not None:
-                yield end_event(self._message_id, self._position, outcome)
-                return
+        """What comes behind those characters, to the end of the answer or of this process."""
+        cut: str | None = "client"  # unless something else ends it first
+        try:
+            while not self._drain.over:
+                outcome = yield from self._from_log()
+                if outcome is None and not self._drain.over:
+                    outcome = yield from self._from_database()
+                if outcome is not None:
+                    cut = None
+                    yield end_event(self._message_id, self._position, outcome)
+                    return
+            cut = "drain"
+            yield resume_event(self._message_id, self._position)
+        except Exception:  # not when the reader leaves: that is no Exception
+            cut = "error"
+            raise
+        finally:
+            if cut is not None:
+                self._drain.count_cut(cut)
 
     def _from_log(self) -> Generator[bytes, None, Outcome | None]:
         """Follow the log to the answer's end; None when it is silent, cannot be read, or has lost what comes next."""
-        with closing(self._log.subscribe(str(self._message_id), self._position)) as subscription:
+        subscribed = closing(self._log.subscribe(str(self._message_id), self._position))
+        with subscribed as subscription, self._drain.watching(subscription):
             while True:
                 try:
                     entries = subscription.read(PING_EVERY)
@@ -183,6 +201,11 @@ class Follower:
     def _delta(self, text: str) -> bytes:
         self._position += len(text)
         return encode("delta", self._position, {"text": text})
+
+
+def resume_event(message_id: uuid.UUID, position: int) -> bytes:
+    """The last event of a process that ends before the answer: another one goes on from that position."""
+    return b"retry: %d\n" % RETRY_MS + encode("resume", position, {"message_id": message_id, "position": position})
 
 
 def end_event(message_id: uuid.UUID, position: int, outcome: Outcome) -> bytes:

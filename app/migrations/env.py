@@ -7,9 +7,12 @@ from sqlalchemy import Connection
 
 
 def run(connection: Connection) -> None:
-    """Run the migrations on this connection, all in one transaction."""
+    """Run the migrations on this connection, each in a transaction of its own."""
     context.configure(
-        connection=connection, target_metadata=Base.metadata, render_as_batch=connection.dialect.name == "sqlite"
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        transaction_per_migration=True,
     )
     with context.begin_transaction():
         context.run_migrations()

@@ -31,6 +31,8 @@ class FakeOpenAI:
     listed: int = 0  # how often the models were asked for
     # Called before the piece of that number; may block until the test says so.
     waits: dict[int, Wait] = field(default_factory=dict)
+    # Leave out the pieces that the last answer in the question holds already: a model that really continues.
+    continues: bool = False
     # Break the connection instead of finishing.
     cut: bool = False
     raw: bytes | None = None
@@ -96,8 +98,11 @@ class FakeOpenAI:
         handler.send_header("Content-Type", "text/event-stream")
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
+        pieces = self.answers.get(body.get("model", ""), self.pieces)
+        if self.continues:
+            pieces = _rest(pieces, body["messages"])
         try:
-            self._stream(handler, self.answers.get(body.get("model", ""), self.pieces))
+            self._stream(handler, pieces)
         except OSError:
             self.left += 1
             handler.close_connection = True
@@ -138,3 +143,15 @@ class FakeOpenAI:
             event(usage={"prompt_tokens": 7, "completion_tokens": len(pieces), "total_tokens": 7 + len(pieces)})
         send(b"data: [DONE]\n\n")
         handler.wfile.write(b"0\r\n\r\n")
+
+
+def _rest(pieces: list[str], messages: list[dict[str, Any]]) -> list[str]:
+    """The pieces behind those that the last answer among the messages begins with. ValueError when they do not fit."""
+    text = next((message["content"] for message in reversed(messages) if message["role"] == "assistant"), "")
+    count = 0
+    while text and count < len(pieces):
+        if not text.startswith(pieces[count]):
+            raise ValueError(f"not cut behind a whole piece: {text!r}")
+        text = text.removeprefix(pieces[count])
+        count += 1
+    return pieces[count:]

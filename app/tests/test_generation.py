@@ -162,12 +162,56 @@ def test_an_endless_answer_does_not_fill_the_memory(
     assert 500 < len(harness.message().content) < 5000
 
 
-def test_a_shutdown_interrupts(harness: Harness, fake: FakeOpenAI) -> None:
-    generation = harness.start_long(fake)
+def test_a_handover_keeps_the_text_and_leaves_the_log_open(harness: Harness, fake: FakeOpenAI) -> None:
+    harness.start_long(fake)
     assert harness.generations.running() == 1
-    harness.generations.interrupt("shutdown")
+    for _ in range(2):
+        harness.generations.hand_over()
     eventually(lambda: harness.generations.running() == 0)
-    assert harness.outcome(generation).finish_reason == "shutdown"
+    message = harness.message()
+    assert (message.status, message.finish_reason) == ("streaming", "handed_over")
+    assert message.content == harness.text()
+    assert message.completion_tokens == len(message.content)
+    assert not [entry for entry in harness.log.tail(str(harness.message_id)) if entry.outcome]
+    eventually(lambda: fake.left)
+    assert fake.sent < 500
+
+
+@pytest.mark.usefixtures("often")
+def test_whoever_hands_over_saves_nothing_afterwards(harness: Harness, fake: FakeOpenAI) -> None:
+    """Its keeper may be in the middle of a save, with a text that is shorter."""
+    generation = harness.start_long(fake)
+    late = dict.fromkeys([generation.message_id], ("too short", 9))
+    harness.generations.hand_over()
+    eventually(lambda: harness.generations.running() == 0)
+    before = harness.message()
+    generation.snapshot = lambda: late[generation.message_id]  # type: ignore[method-assign]
+    harness.generations._save([generation])
+    after = harness.message()
+    assert (after.content, after.updated_at) == (before.content, before.updated_at)
+
+
+def test_what_was_handed_over_can_be_stopped_before_anybody_claims_it(harness: Harness, fake: FakeOpenAI) -> None:
+    generation = harness.start_long(fake)
+    harness.generations.hand_over()
+    eventually(lambda: harness.generations.running() == 0)
+    other = Generations(harness.database, harness.model, harness.log, 60)
+    other.stop(harness.message_id)
+    assert (harness.message().status, harness.message().finish_reason) == ("stopped", "stopped")
+    assert harness.outcome(generation).status is Status.STOPPED
+
+
+def test_what_nobody_claims_is_lost_after_the_lease(harness: Harness, fake: FakeOpenAI) -> None:
+    generation = harness.start_long(fake)
+    harness.generations.hand_over()
+    eventually(lambda: harness.generations.running() == 0)
+    text = harness.message().content
+    with harness.database.session() as session:
+        session.execute(update(Message).values(updated_at=now() - LEASE * 2))
+    Generations(harness.database, harness.model, harness.log, 60).reap_all()
+    message = harness.message()
+    assert (message.content, message.status, message.finish_reason) == (text, "interrupted", "worker_lost")
+    assert harness.outcome(generation).finish_reason == "worker_lost"
 
 
 def test_a_continued_answer_keeps_its_beginning(harness: Harness) -> None:

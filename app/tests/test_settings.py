@@ -54,7 +54,9 @@ def test_only_secrets_can_be_files() -> None:
         ("model_base_url", "api.example.com/hunter2", "CHATBOT_MODEL_BASE_URL: "),
         ("rate_limit", "often", "CHATBOT_RATE_LIMIT: "),
         ("data_directory", "/nonexistent", "is not a directory that this user may write to"),
-        ("stream_max_seconds", "400", "must be less than CHATBOT_GRACEFUL_TIMEOUT"),
+        ("drain_seconds", "0", "CHATBOT_DRAIN_SECONDS: Input should be greater than or equal to 1"),
+        ("drain_seconds", "930", "CHATBOT_GRACEFUL_TIMEOUT (930) must be greater than CHATBOT_DRAIN_SECONDS (930)"),
+        ("graceful_timeout", "900", "CHATBOT_GRACEFUL_TIMEOUT (900) must be greater than CHATBOT_DRAIN_SECONDS (900)"),
     ],
 )
 def test_a_malformed_setting_is_named_without_its_value(name: str, value: str, message: str) -> None:
@@ -62,6 +64,12 @@ def test_a_malformed_setting_is_named_without_its_value(name: str, value: str, m
         load(**{name: value})
     assert message in str(error.value)
     assert "hunter2" not in str(error.value)
+
+
+def test_an_answer_may_be_longer_than_a_drain() -> None:
+    """It is handed over then."""
+    settings = load(stream_max_seconds="3600", drain_seconds="2", graceful_timeout="32")
+    assert (settings.stream_max_seconds, settings.drain_seconds, settings.graceful_timeout) == (3600, 2, 32)
 
 
 def test_secrets_come_from_files(tmp_path: Path) -> None:

@@ -97,6 +97,41 @@ describe("an answer that is followed", () => {
     expect(connections.at(-1)).toBe("open");
   });
 
+  test("goes on at once and without a word where the server sends its readers on", async () => {
+    const waited: number[] = [];
+    const told = { message_id: "m2", position: 4 };
+    const start = event("start", 0, START) + event("delta", 4, { text: "Über" });
+    const { end, resumed, connections, text } = await run(
+      { first: () => Promise.resolve(streamed(`${start}retry: 500\n${event("resume", 4, told)}`)) },
+      (after) => streamed(eventsOf(TEXT, Number(after), 4)),
+      (milliseconds) => {
+        waited.push(milliseconds);
+        return Promise.resolve();
+      },
+    );
+    expect(resumed).toEqual(["4"]);
+    expect(text).toBe(TEXT);
+    expect(end).toEqual({ done: DONE });
+    expect(connections).not.toContain("reconnecting");
+    expect(waited).toEqual([]);
+  });
+
+  test("does not run in circles between servers that all send it on", async () => {
+    const waited: number[] = [];
+    const told = (after: string | null): Response =>
+      streamed(event("start", Number(after), START) + event("resume", Number(after), { position: Number(after) }));
+    const { text } = await run(
+      {},
+      (after, number) => (number < 5 ? told(after) : streamed(eventsOf(TEXT, Number(after), 4))),
+      (milliseconds) => {
+        waited.push(milliseconds);
+        return Promise.resolve();
+      },
+    );
+    expect(text).toBe(TEXT);
+    expect(waited).toHaveLength(3);
+  });
+
   test("ends with the model's error", async () => {
     const error = { type: "about:blank", title: "No answer", status: 502, detail: "The model failed." };
     const { end, text } = await run({}, () =>

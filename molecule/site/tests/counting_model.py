@@ -1,9 +1,9 @@
 """A model that counts, in place of the local one, on the test host: `counting_model.py ADDRESS PORT NUMBERS PAUSE`.
 
 It answers "Count." with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once whether a
-token is missing or came twice; asked to go on with such an answer, it goes on behind the last number. Any other question
-gets three numbers. A fake, because fifty answers of a real model would take half an hour here.
-Standard library only: it runs on the host.
+token is missing or came twice. Where the last answer among the messages is a count that is not at its end, it goes on
+from there, as an answer does that one release hands over to the next. Any other question gets three numbers. A fake,
+because fifty answers of a real model would take half an hour here. Standard library only: it runs on the host.
 """
 
 import json
@@ -34,8 +34,6 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Count."""
         messages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"]
-        said = [message["content"] for message in messages if message["role"] == "assistant"]
-        first = len(said[-1].split()) if said else 0
         end = NUMBERS if any("Count" in str(message["content"]) for message in messages) else 3
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -43,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         began = time.monotonic()
         try:
+            first = _next(messages)
             for number in range(first, end):
                 time.sleep(max(0.0, began + (number - first) * PAUSE - time.monotonic()))
                 self._send({"delta": {"content": f"{number} "}, "finish_reason": None})
@@ -59,6 +58,14 @@ class Handler(BaseHTTPRequestHandler):
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
         self.wfile.flush()
+
+
+def _next(messages: list[dict[str, object]]) -> int:
+    """The number behind the count that the last answer has begun; 0 without one, or where it has ended."""
+    answers = [str(message["content"]) for message in messages if message["role"] == "assistant"]
+    counted = answers[-1].split() if answers else []
+    following = int(counted[-1]) + 1 if counted and counted[-1].isdigit() else 0
+    return following if following < NUMBERS else 0
 
 
 ThreadingHTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()

@@ -31,14 +31,16 @@ export type End = { done: DoneEvent } | { error: Problem };
 export class UnknownOutcome extends NetworkError {}
 
 /**
- * Reads until `done` or `error`. Events after a reconnection begin where the last complete one ended, so that the
- * listener gets every character once. Throws ApiError for a refusal, UnknownOutcome, or the signal's reason.
+ * Reads until `done` or `error`, and goes on elsewhere after `resume`. Events after a reconnection begin where the last
+ * complete one ended, so that the listener gets every character once. Throws ApiError for a refusal, UnknownOutcome, or
+ * the signal's reason.
  */
 export async function follow(requests: Requests, listener: Listener, signal: AbortSignal, wait = pause): Promise<End> {
   let first = requests.first;
   let lastEventId: string | null = null;
   for (let attempt = 0; ; attempt += 1) {
     const connection = new Connected(signal);
+    let sentOn = false;
     try {
       const response: Response = first
         ? await first(connection.signal)
@@ -52,6 +54,7 @@ export async function follow(requests: Requests, listener: Listener, signal: Abo
           listener.text((JSON.parse(event.data) as { text: string }).text);
         } else if (event.name === "done") return { done: JSON.parse(event.data) as DoneEvent };
         else if (event.name === "error") return { error: JSON.parse(event.data) as Problem };
+        else if (event.name === "resume") sentOn = true;
         // Only now: what was not worked off is asked for again.
         lastEventId = event.id;
         listener.connection("open");
@@ -69,6 +72,8 @@ export async function follow(requests: Requests, listener: Listener, signal: Abo
       connection.close();
     }
     if (first) throw new UnknownOutcome();
+    // The server is being replaced, and its successor is there: nothing has broken, so the reader need not know.
+    if (sentOn && attempt === 0) continue;
     listener.connection("reconnecting");
     await wait(backoff(attempt), signal);
   }

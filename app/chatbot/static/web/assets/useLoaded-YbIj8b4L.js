@@ -1,1 +1,0 @@
-import{C as e,T as t}from"./useWork-B7vT8Dvm.js";var n=t();function r(t){let[r,i]=(0,n.useState)({value:null,error:null}),a=(0,n.useCallback)(()=>t().then(e=>i({value:e,error:null}),t=>i({value:null,error:e(t)})),[t]);return(0,n.useEffect)(()=>{a()},[a]),{...r,reload:a}}export{r as t};
