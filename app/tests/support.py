@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from chatbot import accounts
-from chatbot.database import AccountRole, Base, Database
+from chatbot.database import REVISIONS, AccountRole, Base, Database
 from chatbot.migrate import migrate
 from chatbot.passwords import hash_password
 from chatbot.settings import Settings, load_settings
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import Connection, create_engine, make_url, text
 from werkzeug.test import TestResponse
 
 APP = Path(__file__).resolve().parent.parent
@@ -178,7 +178,7 @@ def empty_database(url: str) -> None:
     others = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others_here}"  # noqa: S608 - a constant
     with engine.begin() as connection:
         connection.execute(text(others))
-        if connection.scalar(text("SELECT obj_description('public'::regnamespace)")) == MADE_HERE:
+        if _as_made(connection):
             for table in reversed(Base.metadata.sorted_tables):
                 connection.execute(table.delete())
             connection.execute(text(f"ALTER SCHEMA public RENAME TO {ASIDE}"))
@@ -186,6 +186,16 @@ def empty_database(url: str) -> None:
             connection.execute(text("DROP SCHEMA public CASCADE"))
         connection.execute(text("CREATE SCHEMA public"))
     engine.dispose()
+
+
+def _as_made(connection: Connection) -> bool:
+    """Whether the schema is one that `create_schema` has made and that nobody has migrated further or changed since."""
+    if connection.scalar(text("SELECT obj_description('public'::regnamespace)")) != MADE_HERE:
+        return False
+    tables = set(connection.scalars(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")))
+    if tables != {*Base.metadata.tables, "alembic_version"}:
+        return False
+    return connection.scalars(text("SELECT version_num FROM alembic_version")).all() == [REVISIONS[-1]]
 
 
 # The file that a migration from nothing to this release makes of SQLite, once there is one.
