@@ -39,6 +39,8 @@ from support import PASSWORD as ACCOUNT_PASSWORD
 from test_model import make_certificate
 from valkey_server import PASSWORD, valkey_server
 
+pytestmark = pytest.mark.server
+
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:

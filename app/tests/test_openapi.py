@@ -137,6 +137,7 @@ def test_the_document_says_who_may_ask(app: Flask) -> None:
     assert not {"401", "403"} & set(document["paths"]["/health"]["get"]["responses"])
 
 
+@pytest.mark.server
 @pytest.mark.timeout(300)
 def test_the_running_application_is_as_described(fake: FakeOpenAI, tmp_path: Path) -> None:
     """schemathesis asks what the document allows and what it forbids, and follows what it gets."""

@@ -26,6 +26,8 @@ WHOLE = "".join(COUNT)
 # What "private words" counts for where the model has not said it: 13 characters, 3 a token.
 ESTIMATED_PROMPT = 5
 
+pytestmark = pytest.mark.server
+
 
 @dataclass
 class Colour:
