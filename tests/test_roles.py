@@ -8,8 +8,8 @@ import sys
 import pytest
 from repository import ROLES, ROOT, SHARED_VARIABLES, defaults, load, names_used, options, role_files, shown, tasks
 
-# Roles without a scenario of their own, and where they are tested instead.
-TESTED_ELSEWHERE: dict[str, str] = {}
+# Roles without a scenario of their own, and the one that tests them as well.
+TESTED_WITH = {"loki": "grafana"}
 
 pytestmark = pytest.mark.parametrize("role", ROLES)
 
@@ -115,12 +115,13 @@ def test_no_task_ignores_errors(role: str) -> None:
 
 
 def test_role_has_a_scenario_with_tests(role: str) -> None:
-    if role in TESTED_ELSEWHERE:
-        pytest.skip(TESTED_ELSEWHERE[role])
-    scenario = ROOT / "molecule" / role
+    scenario = ROOT / "molecule" / TESTED_WITH.get(role, role)
     assert (scenario / "molecule.yml").is_file()
     assert (scenario / "converge.yml").is_file()
     assert list(scenario.glob("tests/test_*.py"))
+    if role in TESTED_WITH:
+        assert f"role: {role}\n" in (scenario / "converge.yml").read_text()
+        assert (scenario / f"tests/test_{role}.py").is_file()
 
 
 def test_table_in_the_readme_is_current(role: str) -> None:
