@@ -1,8 +1,8 @@
 """A model that counts, in place of the local one, on the test host: `counting_model.py ADDRESS PORT NUMBERS PAUSE`.
 
-It answers "Count." with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once whether a
-token is missing or came twice; asked to go on with such an answer, it goes on behind the last number. Any other question
-gets three numbers. A fake, because fifty answers of a real model would take half an hour here.
+It answers "Count." with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once whether
+a token is missing or came twice; asked to go on with such an answer, it goes on behind the last number. Any other
+question gets three numbers. A fake, because fifty answers of a real model would take half an hour here.
 Standard library only: it runs on the host.
 """
 
