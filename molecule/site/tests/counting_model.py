@@ -1,7 +1,7 @@
 """A model that counts, in place of the local one, on the test host: `counting_model.py ADDRESS PORT NUMBERS PAUSE`.
 
-It answers "Count." with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once whether a
-token is missing or came twice. Where the last answer among the messages is a count that is not at its end, it goes on
+It answers "Count." with the numbers from 0 in steps of one, PAUSE seconds apart, so that a reader sees at once whether
+a token is missing or came twice. Where the last answer among the messages is a count that is not at its end, it goes on
 from there, as an answer does that one release hands over to the next. Any other question gets three numbers. A fake,
 because fifty answers of a real model would take half an hour here. Standard library only: it runs on the host.
 """

@@ -80,7 +80,8 @@ class Crowd:
                 self.failures.append(f"{time.strftime('%H:%M:%S')} {column}: {failure}"[:300])
 
     def start(self) -> None:
-        """Let them in, one after the other."""
+        """Let them in, one after the other. The first signs in for all: attempts to sign in are limited."""
+        assert self.look("/api/v1/account")[0] == 200
         for work in [self._ask] + [self._read] * READERS:
             self._threads.append(threading.Thread(target=work, daemon=True))
             self._threads[-1].start()
