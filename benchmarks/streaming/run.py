@@ -133,7 +133,9 @@ def chatbot(model_url: str, streams: int) -> Iterator[Server]:
         eventually(lambda: answers(f"http://127.0.0.1:{port}"), 60)
         database = int((Path(postgresql.rpartition("=")[2]) / "data/postmaster.pid").read_text().split()[0])
         processes = {"app": child.pid, "valkey": valkey.pid, "postgresql": database}
-        yield Server(port, processes, [(f"/api/v1/conversations/{key}/messages", token) for key, token in conversations])
+        yield Server(
+            port, processes, [(f"/api/v1/conversations/{key}/messages", token) for key, token in conversations]
+        )
 
 
 def make_conversations(settings: Settings, count: int) -> list[tuple[uuid.UUID, str]]:
