@@ -183,8 +183,8 @@ class ValkeyLog:
 
     def _pass_on(self, stream: str, identifier: Any, field: Any, value: Any) -> None:
         """Give this entry, which Valkey has now, to the readers in this process. The caller holds the lock."""
-        if stream in self._fresh:
-            return  # an entry of an earlier log of this name
+        if stream in self._fresh or stream not in self._written:
+            return  # of an earlier log of this name, or the end of a log whose process has died
         end, _, number = identifier.partition("-")
         position = int(end), int(number)
         self._written[stream] = position
