@@ -1,8 +1,8 @@
 """The readers of the benchmark: open all streams at the same moment and print what arrived as JSON.
 
-`python client.py <port>` reads a line of JSON that says what to ask: for each of the `streams` its path and the API token,
-null where the server wants none, and the `body` of all. It says `ready` and begins with the next line. Times are in
-seconds.
+`python client.py <port>` reads a line of JSON that says what to ask: for each of the `streams` its path and the API
+token, null where the server wants none, and the `body` of all. It says `ready` and begins with the next line. Times are
+in seconds.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The design that is compared with: FastAPI under uvicorn, the openai library's objects for every chunk, no storage.
 
-It answers in the chat's events; the conversation comes with every question, and the connection to the reader is all that
-keeps an answer alive.
+It answers in the chat's events; the conversation comes with every question, and the connection to the reader is all
+that keeps an answer alive.
 """
 
 import json

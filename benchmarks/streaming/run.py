@@ -192,7 +192,7 @@ SERVERS = {
 
 
 @contextlib.contextmanager
-def readers(server: Server, which: slice) -> Iterator["subprocess.Popen[str]"]:
+def readers(server: Server, which: slice) -> Iterator[subprocess.Popen[str]]:
     """The readers, ready to ask."""
     command = (sys.executable, "client.py", str(server.port))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -202,7 +202,7 @@ def readers(server: Server, which: slice) -> Iterator["subprocess.Popen[str]"]:
         yield client
 
 
-def ask(client: "subprocess.Popen[str]") -> dict[str, float]:
+def ask(client: subprocess.Popen[str]) -> dict[str, float]:
     """Let the readers ask; what arrived."""
     print("go", file=client.stdin, flush=True)
     return json.loads(client.stdout.readline())
@@ -222,7 +222,7 @@ def measure(serve: Callable[[str, int], contextlib.AbstractContextManager[Server
             return watched(server, client)
 
 
-def watched(server: Server, client: "subprocess.Popen[str]") -> dict[str, float]:
+def watched(server: Server, client: subprocess.Popen[str]) -> dict[str, float]:
     """The burst, and what it cost."""
     before, peak, over = server.cpu_seconds(), [server.memory()], threading.Event()
 
