@@ -4,50 +4,51 @@ import math
 import uuid
 from datetime import datetime
 
-from sqlalchemy import func, literal, literal_column, select
-from sqlalchemy.orm import Session
+from sqlalchemy import bindparam, func, literal_column, select
 
 from chatbot import metrics
-from chatbot.database import Conversation, Message, Usage, now
+from chatbot.database import CONVERSATIONS, MESSAGES, USAGE, now
 from chatbot.problems import Problem
 from chatbot.settings import Settings
+from chatbot.statements import Run
 from chatbot.usage import budget_of, month_of
 
+_month, _mine = USAGE.c.month == bindparam("month"), USAGE.c.account_id == bindparam("account")
+_tokens = func.coalesce(func.sum(USAGE.c.prompt_tokens + USAGE.c.completion_tokens), 0)
+_answers = (
+    select(func.count())
+    .select_from(MESSAGES.join(CONVERSATIONS, CONVERSATIONS.c.id == MESSAGES.c.conversation_id))
+    # As a literal, so that PostgreSQL sees that its small index will do.
+    .where(MESSAGES.c.status == literal_column("'streaming'"), CONVERSATIONS.c.account_id == bindparam("account"))
+)
+# Without and with what everybody has used: that takes reading all of them.
+_OWN = select(
+    select(_tokens).where(_month, _mine).scalar_subquery().label("used"),
+    _answers.scalar_subquery().label("streaming"),
+)
+_WITH_EVERYBODYS = _OWN.add_columns(select(_tokens).where(_month).scalar_subquery().label("used_by_everybody"))
 
-def check_allowance(session: Session, account_id: uuid.UUID, own_budget: int | None, settings: Settings) -> None:
+
+def check_allowance(run: Run, account_id: uuid.UUID, own_budget: int | None, settings: Settings) -> None:
     """A Problem (429) unless the account may let the model answer once more. One statement, on indexes only.
 
     What is being written does not count until it ends: the answers in progress may go beyond a budget. And requests
     in the same moment do not see each other: they are as many as the rate limit lets through.
     """
-    month, mine = Usage.month == month_of(now()), Usage.account_id == account_id
-    tokens = func.coalesce(func.sum(Usage.prompt_tokens + Usage.completion_tokens), 0)
-    everybodys = select(tokens).where(month).scalar_subquery()
-    answers = (
-        select(func.count())
-        .select_from(Message)
-        .join(Conversation, Conversation.id == Message.conversation_id)
-        # As a literal, so that PostgreSQL sees that its small index will do.
-        .where(Message.status == literal_column("'streaming'"), Conversation.account_id == account_id)
-    )
-    used, used_by_everybody, streaming = session.execute(
-        select(
-            select(tokens).where(month, mine).scalar_subquery(),
-            literal(0) if settings.instance_token_budget is None else everybodys,
-            answers.scalar_subquery(),
-        )
-    ).one()
+    instance_budget = settings.instance_token_budget
+    statement = _OWN if instance_budget is None else _WITH_EVERYBODYS
+    (found,) = run(statement, account=account_id, month=month_of(now()))
     budget = budget_of(own_budget, settings)
-    if budget is not None and used >= budget:
+    if budget is not None and found.used >= budget:
         raise _budget_reached("account_budget", f"Your {budget} tokens of this month are used up.")
-    if settings.instance_token_budget is not None and used_by_everybody >= settings.instance_token_budget:
+    if instance_budget is not None and found.used_by_everybody >= instance_budget:
         raise _budget_reached("instance_budget", "This service's tokens of this month are used up.")
-    if streaming >= settings.answers_per_account:
+    if found.streaming >= settings.answers_per_account:
         metrics.refusals.labels("answers").inc()
         raise Problem(
             429,
             "Too many answers at once",
-            f"The model writes {streaming} answers for you already; wait for one of them, or stop it.",
+            f"The model writes {found.streaming} answers for you already; wait for one of them, or stop it.",
             retry_after=5,
             type="urn:chatbot:streams-limit",
         )

@@ -6,18 +6,19 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 from flask import Blueprint, Response, request, send_file
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Integer, bindparam, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from chatbot import schemas, services
 from chatbot.bodies import invalid, respond
-from chatbot.context import File, Files, room_of
+from chatbot.context import File, Files, Said, room_of
 from chatbot.conversations import find_conversation
-from chatbot.database import Attachment, Conversation, Message, now
+from chatbot.database import ATTACHMENTS, Attachment, Conversation, now
 from chatbot.identity import account_id
 from chatbot.openapi import FILE, Upload, operation
 from chatbot.problems import Problem
+from chatbot.statements import Run
 
 blueprint = Blueprint("attachments", __name__, url_prefix="/api/v1")
 
@@ -93,37 +94,42 @@ def remove(attachment_id: uuid.UUID) -> tuple[str, int]:
     return "", 204
 
 
-def mark_sent(session: Session, conversation_id: uuid.UUID, identifiers: Sequence[uuid.UUID]) -> list[str] | None:
+_MARK_SENT = (
+    update(ATTACHMENTS)
+    .where(ATTACHMENTS.c.id == bindparam("file"), ATTACHMENTS.c.conversation_id == bindparam("conversation"))
+    .values(sent=True)
+    .returning(ATTACHMENTS.c.id)
+)
+_FILE = select(
+    *(ATTACHMENTS.c[name] for name in ("name", "type", "bytes", "characters")),
+    func.substr(ATTACHMENTS.c.text, 1, bindparam("room", type_=Integer)).label("text"),
+).where(ATTACHMENTS.c.id == bindparam("file"))
+
+
+def mark_sent(run: Run, conversation_id: uuid.UUID, identifiers: Sequence[uuid.UUID]) -> list[str] | None:
     """Make these files part of a message. A Problem (422) where one is not of this conversation."""
-    if not identifiers:
-        return None
     wanted = list(dict.fromkeys(identifiers))
-    mine = (Attachment.conversation_id == conversation_id, Attachment.id.in_(wanted))
-    marked = update(Attachment).where(*mine).values(sent=True).returning(Attachment.id)
-    if len(session.scalars(marked).all()) < len(wanted):
-        raise invalid("attachments", "is not a file of this conversation")
-    return [str(identifier) for identifier in wanted]
+    for identifier in wanted:
+        if not run(_MARK_SENT, file=identifier, conversation=conversation_id):
+            raise invalid("attachments", "is not a file of this conversation")
+    return [str(identifier) for identifier in wanted] or None
 
 
-def files_of(session: Session, path: Iterable[Message]) -> Files:
+def files_of(run: Run, path: Iterable[Said]) -> Files:
     """The files that belong to the questions of a path, with as much of their texts as the model can take."""
-    wanted = [uuid.UUID(key) for message in path for key in message.attachment_ids or ()]
-    if not wanted:
-        return {}
     settings, uploads = services.settings(), services.uploads()
-    begin = func.substr(Attachment.text, 1, room_of(settings))
-    rows = session.execute(select(Attachment, begin).where(Attachment.id.in_(wanted))).all()
-    return {
-        str(row.id): File(
-            name=row.name,
-            type=row.type,
-            bytes=row.bytes,
-            characters=row.characters,
-            text=text,
-            image=uploads.path(row.id) if settings.model_vision and settings.data_directory else None,
-        )
-        for row, text in rows
-    }
+    files = {}
+    for key in (key for message in path for key in message.attachment_ids or ()):
+        for row in run(_FILE, file=uuid.UUID(key), room=room_of(settings)):
+            files[key] = File(
+                name=row.name,
+                type=row.type,
+                bytes=row.bytes,
+                characters=row.characters,
+                text=row.text,
+                image=uploads.path(uuid.UUID(key)) if settings.model_vision and settings.data_directory else None,
+            )
+    return files
 
 
 def clean_name(name: str) -> str:

@@ -5,9 +5,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from chatbot.database import Conversation, Message
 from chatbot.model import Turn
 from chatbot.settings import Settings
 from chatbot.usage import CHARS_PER_TOKEN
@@ -17,6 +16,18 @@ log = logging.getLogger(__name__)
 # What an image counts for, in characters. Models differ; most scale it down to about a thousand tokens.
 CHARS_PER_IMAGE = 3000
 CONTINUE = "Your last answer was cut off. Continue it exactly where it ends, without repeating anything."
+
+
+class Said(Protocol):
+    """A message, as far as the model is concerned."""
+
+    @property
+    def content(self) -> str:
+        """The text."""
+
+    @property
+    def attachment_ids(self) -> list[str] | None:
+        """The identifiers of a question's files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +62,15 @@ def chars_of(sent: Sequence[Turn]) -> int:
 
 
 def turns(
-    settings: Settings, conversation: Conversation, path: Sequence[Message], files: Files, *, continued: bool = False
+    settings: Settings, own_prompt: str | None, path: Sequence[Said], files: Files, *, continued: bool = False
 ) -> list[Turn]:
     """What the model is sent for the question at the end of the path, as much of it as the context window holds.
 
-    A question without any answer is left out together with it: many chat templates insist on turns that alternate.
-    Where an answer is `continued`, the path ends with it, and the model is asked to go on.
+    `own_prompt` is the conversation's system prompt. A question without any answer is left out together with it: many
+    chat templates insist on turns that alternate. Where an answer is `continued`, the path ends with it, and the model
+    is asked to go on.
     """
-    system_prompt = "\n\n".join(filter(None, (settings.system_prompt, conversation.system_prompt)))
+    system_prompt = "\n\n".join(filter(None, (settings.system_prompt, own_prompt)))
     room = Room(room_of(settings) - len(system_prompt), settings.max_upload_bytes)
     newest_first: list[Turn] = []
     if continued:
@@ -88,7 +100,7 @@ class Room:
     chars: int
     image_bytes: int
 
-    def question(self, message: Message, files: Files) -> str | list[dict[str, Any]]:
+    def question(self, message: Said, files: Files) -> str | list[dict[str, Any]]:
         """A question with its files in front of it; what has no room is cut, and the model is told so."""
         self.chars -= len(message.content)
         texts: list[str] = []

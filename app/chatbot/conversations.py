@@ -221,7 +221,7 @@ def find_conversation(session: Session, conversation_id: uuid.UUID) -> Conversat
     """The conversation, if it exists and is the account's own; a Problem (404) otherwise."""
     conversation = session.scalar(select(Conversation).where(*_accessible(conversation_id)))
     if conversation is None:
-        raise _no_conversation()
+        raise no_conversation()
     return conversation
 
 
@@ -235,7 +235,7 @@ def find_with_messages(session: Session, conversation_id: uuid.UUID) -> tuple[Co
     )
     rows = session.execute(both).all()
     if not rows:
-        raise _no_conversation()
+        raise no_conversation()
     messages = [message for _, message in rows if message is not None]
     if streaming := [message.id for message in messages if message.status == Status.STREAMING]:
         services.generations().reap(session, *streaming)
@@ -246,7 +246,8 @@ def _accessible(conversation_id: uuid.UUID) -> tuple[ColumnElement[bool], ...]:
     return Conversation.id == conversation_id, Conversation.account_id == account_id()
 
 
-def _no_conversation() -> Problem:
+def no_conversation() -> Problem:
+    """What whoever asks for a conversation that is not theirs is told."""
     return Problem(404, "Not found", "There is no such conversation in this account.")
 
 

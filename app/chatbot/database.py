@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar, cast
@@ -38,6 +38,7 @@ from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from chatbot.settings import Settings
+from chatbot.statements import Run, Statements, connect_by_gevent
 
 # A connection that was idle for longer (seconds) is tried before it is used: PostgreSQL may have been restarted.
 CHECK_IDLE_SECONDS = 1.0
@@ -266,6 +267,8 @@ class Attachment(Base):
 CONVERSATIONS = cast(Table, Conversation.__table__)
 MESSAGES = cast(Table, Message.__table__)
 ACCOUNTS = cast(Table, Account.__table__)
+USAGE = cast(Table, Usage.__table__)
+ATTACHMENTS = cast(Table, Attachment.__table__)
 SIGN_INS = cast(Table, SignIn.__table__)
 API_TOKENS = cast(Table, ApiToken.__table__)
 
@@ -279,8 +282,7 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         self.engine = make_engine(settings)
-        # For single statements: the same connections, without the two round trips that begin and end a transaction.
-        self.reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self._statements = Statements(self.engine)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
         self._schema_known_good = False
 
@@ -289,6 +291,10 @@ class Database:
         """A transaction: committed at the end, rolled back on an error, its connection given back in both cases."""
         with self._sessions.begin() as session:
             yield session
+
+    def statements(self, *, transaction: bool = False) -> AbstractContextManager[Run]:
+        """A connection for what has to be quick: each statement on its own, or all in one transaction."""
+        return self._statements.run(transaction=transaction)
 
     def check_schema(self) -> None:
         """Raise SchemaBehindError unless the database has every migration of this release (asked until it was so once).
@@ -324,6 +330,7 @@ def make_engine(settings: Settings) -> Engine:
     engine = create_engine(
         url, connect_args=arguments, hide_parameters=True, pool_size=10, max_overflow=0, pool_timeout=15
     )
+    event.listen(engine, "do_connect", connect_by_gevent)
     event.listen(engine, "checkin", _note_time)
     event.listen(engine, "checkout", _check_idle)
     return engine

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import orjson
-from sqlalchemy import update
+from sqlalchemy import bindparam, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from chatbot import metrics, usage
@@ -31,6 +31,28 @@ MAX_CHARS = 1_000_000
 WORKER_LOST = "worker_lost"
 # The mark of an answer that is `streaming` and waits for another process to write on.
 HANDED_OVER = "handed_over"
+
+_MINE = MESSAGES.c.id == bindparam("message")
+_SAVE = (
+    update(MESSAGES)
+    .where(_MINE, MESSAGES.c.status == Status.STREAMING)
+    .values(
+        content=bindparam("text"),
+        status=bindparam("how"),
+        finish_reason=bindparam("why"),
+        error=bindparam("trouble"),
+        prompt_tokens=bindparam("prompt"),
+        completion_tokens=bindparam("completion"),
+        updated_at=bindparam("clock"),
+    )
+    .returning(MESSAGES.c.id)
+)
+_KEEP_TEXT = (
+    update(MESSAGES)
+    .where(_MINE, MESSAGES.c.status == Status.INTERRUPTED)
+    .values(content=bindparam("text"))
+    .returning(MESSAGES.c.finish_reason)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,27 +290,22 @@ class Generation:
         written: it is what its readers saw.
         """
         text, _ = self.snapshot()
-        values = {
-            "content": text,
-            "status": outcome.status,
-            "finish_reason": outcome.finish_reason,
-            "error": outcome.error,
-            "prompt_tokens": outcome.prompt_tokens,
-            "completion_tokens": outcome.completion_tokens,
-            "updated_at": now(),
+        ended = {
+            "how": outcome.status,
+            "why": outcome.finish_reason,
+            "trouble": outcome.error,
+            "prompt": outcome.prompt_tokens,
+            "completion": outcome.completion_tokens,
+            "clock": now(),
         }
-        mine = MESSAGES.c.id == self.message_id
         try:
-            with self._database.session() as session:
-                connection = session.connection()
-                saved = update(MESSAGES).where(mine, MESSAGES.c.status == Status.STREAMING).values(values)
-                reaped = False
-                if connection.execute(saved).rowcount == 0:
-                    kept = update(MESSAGES).where(mine, MESSAGES.c.status == Status.INTERRUPTED).values(content=text)
-                    reaped = connection.scalar(kept.returning(MESSAGES.c.finish_reason)) == WORKER_LOST
+            with self._database.statements(transaction=True) as run:
+                mine, reaped = {"message": self.message_id, "text": text}, False
+                if not run(_SAVE, **mine, **ended):
+                    reaped = any(row.finish_reason == WORKER_LOST for row in run(_KEEP_TEXT, **mine))
                 if self._account_id is not None and self._answer is not None and not reaped:
                     # Also where the message is gone: deleting it gives no tokens back.
-                    usage.record(connection, self._account_id, self._prompt_used(), self._counted())
+                    usage.record(run, self._account_id, self._prompt_used(), self._counted())
         except SQLAlchemyError as failure:
             log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False

@@ -197,21 +197,28 @@ def _asking(table: Table, *columns: ColumnElement[Any]) -> Select[Any]:
     )
 
 
-# Every request asks one of these two: on the tables, made once, and outside of any transaction.
+# Every request asks one of these two.
 _BY_TOKEN = _asking(API_TOKENS, API_TOKENS.c.last_used_at, API_TOKENS.c.scopes).where(
     or_(API_TOKENS.c.expires_at.is_(None), API_TOKENS.c.expires_at > bindparam("clock"))
 )
 _BY_COOKIE = _asking(SIGN_INS, SIGN_INS.c.last_seen_at).where(SIGN_INS.c.last_seen_at > bindparam("oldest"))
+_USED = update(API_TOKENS).where(API_TOKENS.c.id == bindparam("token")).values(last_used_at=bindparam("clock"))
+_SEEN = (
+    update(SIGN_INS)
+    .where(SIGN_INS.c.id == bindparam("sign_in"))
+    .values(last_seen_at=bindparam("clock"), address=bindparam("seen_from"))
+)
 
 
 def _by_token() -> Principal:
     clock = now()
-    with services.database().reader.connect() as connection:
-        found = connection.execute(_BY_TOKEN, {"hash": digest(_bearer() or ""), "clock": clock}).one_or_none()
-        if found is None:
+    with services.database().statements() as run:
+        rows = run(_BY_TOKEN, hash=digest(_bearer() or ""), clock=clock)
+        if not rows:
             raise _nobody("The API token is not valid: it is unknown, expired or revoked.")
+        found = rows[0]
         if found.last_used_at is None or clock - found.last_used_at > SEEN_EVERY:
-            connection.execute(update(API_TOKENS).where(API_TOKENS.c.id == found.id).values(last_used_at=clock))
+            run(_USED, token=found.id, clock=clock)
     scopes = frozenset(found.scopes.split())
     return Principal(found.account_id, found.role, found.monthly_token_budget, scopes=scopes)
 
@@ -222,13 +229,13 @@ def _by_cookie() -> Principal | None:
         return None
     clock = now()
     oldest = clock - timedelta(days=services.settings().session_days)
-    with services.database().reader.connect() as connection:
-        found = connection.execute(_BY_COOKIE, {"hash": digest(secret), "oldest": oldest}).one_or_none()
-        if found is None:
+    with services.database().statements() as run:
+        rows = run(_BY_COOKIE, hash=digest(secret), oldest=oldest)
+        if not rows:
             return None
+        found = rows[0]
         if clock - found.last_seen_at > SEEN_EVERY:
-            seen = {"last_seen_at": clock, "address": client_address()[:45]}
-            connection.execute(update(SIGN_INS).where(SIGN_INS.c.id == found.id).values(seen))
+            run(_SEEN, sign_in=found.id, clock=clock, seen_from=client_address()[:45])
     return Principal(found.account_id, found.role, found.monthly_token_budget, sign_in_id=found.id)
 
 

@@ -5,22 +5,21 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, NamedTuple
 
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import insert, select, update
+from sqlalchemy import ColumnElement, Insert, bindparam, insert, null, select, update
 from sqlalchemy.orm import Session
-from sqlalchemy.orm.attributes import set_committed_value
 
 from chatbot import metrics, schemas, services
 from chatbot.allowance import check_allowance
 from chatbot.attachments import files_of, mark_sent
 from chatbot.bodies import Content, invalid, read_body, respond
 from chatbot.context import turns
-from chatbot.conversations import find_conversation, find_with_messages
+from chatbot.conversations import find_conversation, no_conversation
 from chatbot.database import CONVERSATIONS, MESSAGES, Conversation, Message, Role, Status, now
 from chatbot.generation import Job
 from chatbot.generations import Generations
@@ -28,6 +27,7 @@ from chatbot.identity import account_id, principal
 from chatbot.model import Turn
 from chatbot.openapi import EVENTS, operation
 from chatbot.problems import Problem, model_problem
+from chatbot.statements import Run, through
 from chatbot.streaming import Follower, event_response
 from chatbot.streamlog import LogUnavailableError
 from chatbot.titles import title_of
@@ -53,6 +53,64 @@ LAST_EVENT_ID = {
 ASKING = (404, 429, 502, 504)
 
 Attachments = Annotated[list[uuid.UUID], Field(max_length=100)]
+
+
+class Head(NamedTuple):
+    """A conversation, as far as a question needs it."""
+
+    id: uuid.UUID
+    title: str
+    model: str | None
+    system_prompt: str | None
+    current_message_id: uuid.UUID | None
+
+
+class Said(NamedTuple):
+    """One of its messages."""
+
+    id: uuid.UUID
+    parent_id: uuid.UUID | None
+    role: str
+    status: str
+    content: str
+    attachment_ids: list[str] | None
+    created_at: datetime
+
+
+_mine = CONVERSATIONS.c.id == bindparam("conversation")
+_HEAD = select(*(CONVERSATIONS.c[name] for name in Head._fields)).where(
+    _mine, CONVERSATIONS.c.account_id == bindparam("account")
+)
+_SAID = (
+    select(*(MESSAGES.c[name] for name in Said._fields))
+    .where(MESSAGES.c.conversation_id == bindparam("conversation"))
+    .order_by(MESSAGES.c.created_at)
+)
+_SHOW = (
+    update(CONVERSATIONS)
+    .where(_mine)
+    .values(title=bindparam("heading"), current_message_id=bindparam("shown"), updated_at=bindparam("clock"))
+)
+
+
+def _insertion(count: int) -> Insert:
+    """Saves so many messages, whose values are numbered."""
+
+    def row(number: int) -> dict[str, ColumnElement[Any]]:
+        values: dict[str, ColumnElement[Any]] = {
+            name: bindparam(f"{name}_{number}", type_=MESSAGES.c[name].type) for name in Said._fields
+        }
+        return values | {
+            "conversation_id": bindparam("into", type_=MESSAGES.c.conversation_id.type),
+            "model": bindparam("answered_by", type_=MESSAGES.c.model.type) if number == count - 1 else null(),
+            "updated_at": values["created_at"],
+        }
+
+    return insert(MESSAGES).values([row(number) for number in range(count)])
+
+
+# An answer alone, or a question with its answer.
+_INSERT = {count: _insertion(count) for count in (1, 2)}
 
 
 class NewMessage(BaseModel):
@@ -83,26 +141,22 @@ def ask(conversation_id: uuid.UUID) -> Response:
     """
     body = read_body(NewMessage)
     _refuse_too_long(body.content)
-    with services.database().session() as session:
-        conversation, messages = find_with_messages(session, conversation_id)
-        tree = Tree(messages)
-        if body.parent_id is not None:
-            parent = tree.get(body.parent_id, Role.ASSISTANT)
-            if parent is None:
-                raise invalid("parent_id", "is not an answer of this conversation")
-        elif "parent_id" in body.model_fields_set:
-            parent = None
-        else:
-            branch = tree.branch(conversation.current_message_id)
-            parent = next((message for message in reversed(branch) if message.role == Role.ASSISTANT), None)
-        if parent is None or parent.status != Status.STREAMING:
-            answer, job = _question(session, conversation, tree, parent, body.content, body.attachments)
-            parent = None
-    if parent is not None:
-        parent = _cut_short(parent)
-        with services.database().session() as session:
-            answer, job = _question(session, conversation, tree, parent, body.content, body.attachments)
-    return _generate(conversation, answer, job)
+    database = services.database()
+    with database.statements() as run:
+        conversation, tree = _look_up(run, conversation_id)
+    if body.parent_id is not None:
+        parent = tree.get(body.parent_id, Role.ASSISTANT)
+        if parent is None:
+            raise invalid("parent_id", "is not an answer of this conversation")
+    elif "parent_id" in body.model_fields_set:
+        parent = None
+    else:
+        branch = tree.branch(conversation.current_message_id)
+        parent = next((message for message in reversed(branch) if message.role == Role.ASSISTANT), None)
+    path = tree.path(parent)
+    if parent is not None and parent.status == Status.STREAMING:
+        path[-1] = _cut_short(parent)
+    return _question(conversation, path, body.content, body.attachments)
 
 
 @blueprint.post("/<uuid:message_id>/edit")
@@ -111,54 +165,52 @@ def edit(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     """Ask another question in the place of this one: its sibling, with an answer of its own. Streams like `ask`."""
     body = read_body(EditedMessage)
     _refuse_too_long(body.content)
-    with services.database().session() as session:
-        conversation, messages = find_with_messages(session, conversation_id)
-        tree = Tree(messages)
-        question = _expect(tree, message_id, Role.USER)
-        files = body.attachments
-        if files is None:
-            files = [uuid.UUID(key) for key in question.attachment_ids or ()]
-        answer, job = _question(session, conversation, tree, tree.parent(question), body.content, files)
-    return _generate(conversation, answer, job)
+    with services.database().statements() as run:
+        conversation, tree = _look_up(run, conversation_id)
+    question = _expect(tree, message_id, Role.USER)
+    files = body.attachments
+    if files is None:
+        files = [uuid.UUID(key) for key in question.attachment_ids or ()]
+    return _question(conversation, tree.path(question)[:-1], body.content, files)
 
 
 @blueprint.post("/<uuid:message_id>/regenerate")
 @operation({200: EVENTS}, problems=ASKING)
 def regenerate(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     """Let the model answer the same question once more: a sibling of this answer. Streams like `ask`."""
-    with services.database().session() as session:
-        conversation, messages = find_with_messages(session, conversation_id)
-        tree = Tree(messages)
-        question = cast(Message, tree.parent(_expect(tree, message_id, Role.ASSISTANT)))
-        _check_allowance(session)
-        row = _new_answer(conversation, question)
-        _insert(session, conversation, [row], conversation.title)
-        path = tree.path(question)
-        job = Job(row["id"], _turns(session, conversation, path), account_id=account_id(), model=row["model"])
-    return _generate(conversation, Message(**row), job)
+    with services.database().statements() as run:
+        conversation, tree = _look_up(run, conversation_id)
+    path = tree.path(_expect(tree, message_id, Role.ASSISTANT))[:-1]
+    answer = _new_message(path[-1], Role.ASSISTANT, Status.STREAMING)
+    with services.database().statements(transaction=True) as run:
+        _check_allowance(run)
+        job = _begin(run, conversation, path, [answer])
+    return _generate(conversation, answer, job)
 
 
 @blueprint.post("/<uuid:message_id>/continue")
 @operation({200: EVENTS}, problems=(409, *ASKING))
 def resume_answer(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
     """Let the model go on with an answer that was cut. Streams like `ask`, from the end of the text that there is."""
+    with services.database().statements() as run:
+        conversation, tree = _look_up(run, conversation_id)
+    answer = _expect(tree, message_id, Role.ASSISTANT)
     with services.database().session() as session:
-        conversation, messages = find_with_messages(session, conversation_id)
-        tree = Tree(messages)
-        answer = _expect(tree, message_id, Role.ASSISTANT)
-        _check_allowance(session)
+        run = through(session)
+        _check_allowance(run)
         mine = (Message.id == message_id, Message.status.in_(CUT), Message.content != "")
         again = {"status": Status.STREAMING, "finish_reason": None, "error": None, "updated_at": now()}
-        if not session.execute(update(Message).where(*mine).values(again).returning(Message.id)).all():
+        cut = session.scalar(update(Message).where(*mine).values(again).returning(Message))
+        if cut is None:
             raise Problem(409, "Conflict", "Only an answer that was cut after its first words can be continued.")
-        _show(session, conversation, message_id, conversation.title)
+        run(_SHOW, conversation=conversation_id, heading=conversation.title, shown=message_id, clock=now())
         job = Job(
             message_id,
-            _turns(session, conversation, tree.path(answer), continued=True),
-            answer.content,
+            _turns(run, conversation, tree.path(answer), continued=True),
+            cut.content,
             account_id(),
-            answer.model,
-            (answer.prompt_tokens or 0, answer.completion_tokens or 0),
+            cut.model,
+            (cut.prompt_tokens or 0, cut.completion_tokens or 0),
         )
     with contextlib.suppress(LogUnavailableError):  # its readers follow the database then
         services.stream_log().drop(str(message_id))
@@ -205,7 +257,23 @@ def _refuse_too_long(content: str) -> None:
         raise Problem(422, "Message too long", f"A message may have {limit} characters; this one has {len(content)}.")
 
 
-def _expect(tree: Tree, message_id: uuid.UUID, role: Role) -> Message:
+def _look_up(run: Run, conversation_id: uuid.UUID) -> tuple[Head, Tree[Said]]:
+    """The conversation, if it is the account's own, and its messages; a Problem (404) otherwise.
+
+    Answers whose process has died are interrupted.
+    """
+    heads = run(_HEAD, conversation=conversation_id, account=account_id())
+    if not heads:
+        raise no_conversation()
+    said = [Said(*row) for row in run(_SAID, conversation=conversation_id)]
+    if streaming := [message.id for message in said if message.status == Status.STREAMING]:
+        with services.database().session() as session:
+            services.generations().reap(session, *streaming)
+        said = [Said(*row) for row in run(_SAID, conversation=conversation_id)]
+    return Head(*heads[0]), Tree(said)
+
+
+def _expect(tree: Tree[Said], message_id: uuid.UUID, role: Role) -> Said:
     message = tree.get(message_id, role)
     if message is None:
         kind = "question" if role is Role.USER else "answer"
@@ -232,8 +300,10 @@ def _load(
     return message
 
 
-def _cut_short(answer: Message) -> Message:
+def _cut_short(said: Said) -> Said:
     """End an answer because its reader writes on; the message as it was saved."""
+    with services.database().session() as session:
+        answer = session.get_one(Message, said.id)
     with contextlib.suppress(LogUnavailableError):
         services.generations().stop(answer.id)
         answer = _wait_for_end(answer)
@@ -241,7 +311,7 @@ def _cut_short(answer: Message) -> Message:
         with services.database().session() as session:
             mine = (Message.id == answer.id, Message.status == Status.STREAMING)
             session.execute(update(Message).where(*mine).values(status=Status.INTERRUPTED, finish_reason="superseded"))
-    return answer
+    return said._replace(content=answer.content)
 
 
 def _wait_for_end(answer: Message) -> Message:
@@ -254,90 +324,58 @@ def _wait_for_end(answer: Message) -> Message:
     return answer
 
 
-def _question(
-    session: Session,
-    conversation: Conversation,
-    tree: Tree,
-    parent: Message | None,
-    content: str,
-    files: Sequence[uuid.UUID],
-) -> tuple[Message, Job]:
-    """Save a question and the empty answer to it. A Problem (429) where the account has had enough."""
-    _check_allowance(session)
-    question = _row(
-        conversation.id,
-        parent,
-        role=Role.USER,
-        status=Status.COMPLETE,
-        content=content,
-        model=None,
-        attachment_ids=mark_sent(session, conversation.id, files),
-    )
-    asked = Message(**question)
-    answer = _new_answer(conversation, asked)
+def _question(conversation: Head, path: list[Said], content: str, files: Sequence[uuid.UUID]) -> Response:
+    """Save a question behind this path and stream its answer. A Problem (429) where the account has had enough."""
+    parent = path[-1] if path else None
     named = conversation.title
-    title = named or title_of(content)
-    _insert(session, conversation, [question, answer], title)
-    metrics.messages_total.labels("user", answer["model"]).inc()
-    then = None
-    if not named and (titles := services.titles()):
-        then = partial(titles.improve, account_id(), conversation.id, title, content)
-    sent = _turns(session, conversation, [*tree.path(parent), asked])
-    return Message(**answer), Job(answer["id"], sent, account_id=account_id(), model=answer["model"], then=then)
+    conversation = conversation._replace(title=named or title_of(content))
+    with services.database().statements(transaction=True) as run:
+        _check_allowance(run)
+        keys = mark_sent(run, conversation.id, files)
+        question = _new_message(parent, Role.USER, Status.COMPLETE, content, keys)
+        answer = _new_message(question, Role.ASSISTANT, Status.STREAMING)
+        then = None
+        if not named and (titles := services.titles()):
+            then = partial(titles.improve, account_id(), conversation.id, conversation.title, content)
+        job = _begin(run, conversation, [*path, question], [question, answer], then)
+    metrics.messages_total.labels("user", job.model).inc()
+    return _generate(conversation, answer, job)
 
 
-def _check_allowance(session: Session) -> None:
+def _check_allowance(run: Run) -> None:
     asking = principal()
-    check_allowance(session, asking.account_id, asking.monthly_token_budget, services.settings())
+    check_allowance(run, asking.account_id, asking.monthly_token_budget, services.settings())
 
 
-def _turns(
-    session: Session, conversation: Conversation, path: Sequence[Message], *, continued: bool = False
-) -> list[Turn]:
-    return turns(services.settings(), conversation, path, files_of(session, path), continued=continued)
+def _turns(run: Run, conversation: Head, path: Sequence[Said], *, continued: bool = False) -> list[Turn]:
+    return turns(services.settings(), conversation.system_prompt, path, files_of(run, path), continued=continued)
 
 
-def _row(conversation_id: uuid.UUID, parent: Message | None, **values: object) -> dict[str, Any]:
-    """A new message. It sorts behind its parent, also where that was written in the same moment."""
+def _new_message(
+    parent: Said | None, role: Role, status: Status, content: str = "", files: list[str] | None = None
+) -> Said:
+    """It sorts behind its parent, also where that was written in the same moment."""
     clock = now()
     if parent is not None:
         clock = max(clock, parent.created_at + timedelta(microseconds=1))
-    return {
-        "id": uuid.uuid4(),
-        "conversation_id": conversation_id,
-        "parent_id": parent.id if parent else None,
-        "created_at": clock,
-        "updated_at": clock,
-        **values,
+    return Said(uuid.uuid4(), parent.id if parent else None, role, status, content, files, clock)
+
+
+def _begin(
+    run: Run, conversation: Head, path: Sequence[Said], new: Sequence[Said], then: Callable[[str], None] | None = None
+) -> Job:
+    """Save the new messages, of which the last is the answer to be written, and show their branch; what to generate."""
+    answer, model = new[-1], services.selection().chosen(conversation.model)
+    rows = {
+        f"{name}_{number}": value for number, message in enumerate(new) for name, value in message._asdict().items()
     }
+    run(_INSERT[len(new)], into=conversation.id, answered_by=model, **rows)
+    run(_SHOW, conversation=conversation.id, heading=conversation.title, shown=answer.id, clock=now())
+    sent = _turns(run, conversation, path)
+    return Job(answer.id, sent, account_id=account_id(), model=model, then=then)
 
 
-def _new_answer(conversation: Conversation, question: Message) -> dict[str, Any]:
-    return _row(
-        question.conversation_id,
-        question,
-        role=Role.ASSISTANT,
-        status=Status.STREAMING,
-        content="",
-        model=services.selection().chosen(conversation.model),
-        attachment_ids=None,
-    )
-
-
-def _insert(session: Session, conversation: Conversation, rows: list[dict[str, Any]], title: str) -> None:
-    """Save new messages and show their branch."""
-    session.connection().execute(insert(MESSAGES), rows)
-    _show(session, conversation, rows[-1]["id"], title)
-
-
-def _show(session: Session, conversation: Conversation, message_id: uuid.UUID, title: str) -> None:
-    """Make the message's branch the current one."""
-    set_committed_value(conversation, "title", title)
-    values = {"title": title, "current_message_id": message_id, "updated_at": now()}
-    session.connection().execute(update(CONVERSATIONS).where(CONVERSATIONS.c.id == conversation.id).values(values))
-
-
-def _generate(conversation: Conversation, answer: Message, job: Job) -> Response:
+def _generate(conversation: Head, answer: Said, job: Job) -> Response:
     """Start the generation and stream it. A Problem where the model refuses at once."""
     generation = services.generations().start(job)
     refusal = generation.wait_for_model(ACCEPTED_WITHIN)
@@ -353,7 +391,7 @@ def _generate(conversation: Conversation, answer: Message, job: Job) -> Response
 
 
 def _stream(
-    conversation: Conversation, answer: Message, after: int, on_close: Callable[[], None] | None = None
+    conversation: Head | Conversation, answer: Said | Message, after: int, on_close: Callable[[], None] | None = None
 ) -> Response:
     """The events of an answer behind its first `after` characters; `on_close` is called when its reader has left."""
     database, generations = services.database(), services.generations()

@@ -85,8 +85,8 @@ class Titles:
         metrics.tokens_total.labels(self._name, "prompt").inc(prompt_tokens)
         metrics.tokens_total.labels(self._name, "completion").inc(completion_tokens)
         try:
-            with self._database.session() as session:
-                usage.record(session.connection(), owner, prompt_tokens, completion_tokens)
+            with self._database.statements() as run:
+                usage.record(run, owner, prompt_tokens, completion_tokens)
         except SQLAlchemyError as failure:
             log.warning("could not count the tokens of a title: %s", type(failure).__name__)
 

@@ -2,11 +2,28 @@
 
 import uuid
 from collections.abc import Sequence
+from typing import Protocol
 
-from chatbot.database import Message, Role
+from chatbot.database import Role
 
 
-class Tree:
+class Node(Protocol):
+    """A message, as far as its place is concerned."""
+
+    @property
+    def id(self) -> uuid.UUID:
+        """Its identifier."""
+
+    @property
+    def parent_id(self) -> uuid.UUID | None:
+        """The message that it answers or follows."""
+
+    @property
+    def role(self) -> str:
+        """Who said it."""
+
+
+class Tree[Message: Node]:
     """All messages of one conversation, given in the order they were written."""
 
     def __init__(self, messages: Sequence[Message]) -> None:

@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, func, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import bindparam, func, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
 
-from chatbot.database import Attachment, Conversation, Message, Usage, now
+from chatbot.database import USAGE, Attachment, Conversation, Message, Usage, now
 from chatbot.settings import Settings
+from chatbot.statements import Run, through
 
 # A rough lower bound over languages and tokenizers; being wrong only sends fewer old messages, or counts some more.
 CHARS_PER_TOKEN = 3
@@ -27,13 +28,22 @@ def estimate(chars: int) -> int:
     return math.ceil(chars / CHARS_PER_TOKEN)
 
 
-def record(connection: Connection, account_id: uuid.UUID, prompt_tokens: int, completion_tokens: int) -> None:
+# PostgreSQL and SQLite say it in the same words.
+_new = postgresql.insert(USAGE).values(
+    month=bindparam("now"),
+    account_id=bindparam("account"),
+    prompt_tokens=bindparam("prompt"),
+    completion_tokens=bindparam("completion"),
+)
+_RECORD = _new.on_conflict_do_update(
+    index_elements=["month", "account_id"],
+    set_={name: USAGE.c[name] + _new.excluded[name] for name in ("prompt_tokens", "completion_tokens")},
+)
+
+
+def record(run: Run, account_id: uuid.UUID, prompt_tokens: int, completion_tokens: int) -> None:
     """Add to what the account has used this month."""
-    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
-    new = {"prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens}
-    statement = insert(Usage).values(month=month_of(now()), account_id=account_id, **new)
-    added = {name: getattr(Usage, name) + getattr(statement.excluded, name) for name in new}
-    connection.execute(statement.on_conflict_do_update(index_elements=["month", "account_id"], set_=added))
+    run(_RECORD, now=month_of(now()), account=account_id, prompt=prompt_tokens, completion=completion_tokens)
 
 
 def record_lost(session: Session, messages: Iterable[Message], context_tokens: int) -> None:
@@ -53,7 +63,7 @@ def record_lost(session: Session, messages: Iterable[Message], context_tokens: i
             used[account_id][0] += min(estimate(chars), context_tokens)
             used[account_id][1] += max(0, estimate(len(message.content)) - (message.completion_tokens or 0))
     for account_id in sorted(used):  # in one order everywhere, or two processes wait for each other
-        record(session.connection(), account_id, *used[account_id])
+        record(through(session), account_id, *used[account_id])
 
 
 def used_by(session: Session, account_id: uuid.UUID) -> tuple[int, int]:

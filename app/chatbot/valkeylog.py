@@ -1,7 +1,8 @@
 """The logs of all processes and hosts, in Valkey streams.
 
 A process needs two connections, however many answers it writes and reads: one sends what its generations have written
-in the meantime as one batch, one waits for all streams that its readers follow with a single XREAD. An entry's
+in the meantime as one batch, one waits for all streams that its readers follow with a single XREAD. Who reads an answer
+that the same process writes need not ask for it: each entry is passed on as soon as Valkey has it. An entry's
 identifier is `<offset>-0`, that of the last one `<offset>-1`: a reader's Last-Event-ID is a place in the stream.
 """
 
@@ -9,7 +10,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from valkey import Valkey
@@ -45,6 +46,12 @@ class _Reader:
         self.subscription = subscription
         self.position: Position = (after, 0)
 
+    def deliver(self, position: Position, entry: Entry) -> None:
+        """Hand the entry on, unless the reader has it."""
+        if position > self.position:
+            self.position = position
+            self.subscription.deliver(entry)
+
 
 class ValkeyLog:
     """The logs in one Valkey. `seconds` is the longest life of a log: longer than any answer takes."""
@@ -55,11 +62,13 @@ class ValkeyLog:
         self._lock = threading.Lock()
         self._fresh: set[str] = set()  # opened, nothing written yet
         self._writing: set[str] = set()  # opened and not closed, by this process
+        self._written: dict[str, Position] = {}  # what Valkey has of these, until it has the last entry
         self._pending: list[Command] = []
         self._flushing = False
         self._following = False
         self._waiting = False  # inside XREAD
-        self._readers: dict[str, list[_Reader]] = {}
+        self._readers: dict[str, list[_Reader]] = {}  # that are served by XREAD
+        self._near: dict[str, list[_Reader]] = {}  # that are served while writing
         self._down_until = 0.0
         self._wake_key = f"chatbot:wake:{uuid.uuid4()}"
         self._wake_position = "0"
@@ -70,6 +79,7 @@ class ValkeyLog:
         with self._lock:
             self._fresh.add(stream)
             self._writing.add(stream)
+            self._written[stream] = (0, 0)
         self._follow()
 
     def drop(self, stream: str) -> None:
@@ -93,17 +103,15 @@ class ValkeyLog:
     def subscribe(self, stream: str, after: int) -> Subscription:
         def forget(_: Subscription) -> None:
             with self._lock:
-                readers = self._readers.get(stream, [])
-                if reader in readers:
-                    readers.remove(reader)
-                if not readers:
-                    self._readers.pop(stream, None)
+                for group in (self._readers, self._near):
+                    _leave(group, stream, reader)
 
         subscription = Subscription(forget)
         reader = _Reader(subscription, after)
         with self._lock:
-            self._readers.setdefault(stream, []).append(reader)
-            if self._waiting:
+            near = self._is_near(stream, reader)
+            (self._near if near else self._readers).setdefault(stream, []).append(reader)
+            if self._waiting and not near:
                 self._waiting = False
                 self._put(("XADD", self._wake_key, "MAXLEN", "1", "*", "w", ""), ("EXPIRE", self._wake_key, 3600))
         self._follow()
@@ -144,23 +152,61 @@ class ValkeyLog:
                 if not commands:
                     self._flushing = False
                     return
-            if time.monotonic() >= self._down_until:
-                try:
-                    self._look_at(zip(commands, self._exchange(commands), strict=True))
-                except ValkeyError as error:
-                    self._pause(error)
+            if not self._send(commands):
+                self._fail(self._near)
+            self._forget_ended(commands)
             time.sleep(PACE)
 
+    def _send(self, commands: list[Command]) -> bool:
+        """Whether they reached Valkey."""
+        if time.monotonic() < self._down_until:
+            return False
+        try:
+            self._look_at(zip(commands, self._exchange(commands), strict=True))
+        except ValkeyError as error:
+            self._pause(error)
+            return False
+        return True
+
     def _look_at(self, answers: Iterable[tuple[Command, object]]) -> None:
-        """Notice refusals, and streams that have disappeared: evicted, or lost with a restart."""
-        for command, answer in answers:
-            if isinstance(answer, ResponseError):
-                log.warning("live streams: Valkey refused an entry: %s", str(answer).split(" ", 1)[0])
-            elif answer is None and command[0] == "XADD":
-                stream = str(command[1]).removeprefix(PREFIX)
-                with self._lock:
-                    if stream in self._writing:
+        """Serve the readers in this process; notice refusals, and streams that were evicted or lost with a restart."""
+        with self._lock:
+            for command, answer in answers:
+                if isinstance(answer, ResponseError):
+                    log.warning("live streams: Valkey refused an entry: %s", str(answer).split(" ", 1)[0])
+                elif command[0] == "XADD" and command[1] != self._wake_key:
+                    stream = str(command[1]).removeprefix(PREFIX)
+                    if answer is not None:
+                        self._pass_on(stream, *command[-3:])
+                    elif stream in self._writing:
                         self._fresh.add(stream)
+
+    def _pass_on(self, stream: str, identifier: Any, field: Any, value: Any) -> None:
+        """Give this entry, which Valkey has now, to the readers in this process. The caller holds the lock."""
+        if stream in self._fresh or stream not in self._written:
+            return  # of an earlier log of this name, or the end of a log whose process has died
+        end, _, number = identifier.partition("-")
+        position = int(end), int(number)
+        self._written[stream] = position
+        readers = self._near.get(stream)
+        if readers:
+            entry = Entry(position[0], value) if field == "t" else Entry(position[0], "", value)
+            for reader in readers:
+                reader.deliver(position, entry)
+
+    def _forget_ended(self, commands: Iterable[Command]) -> None:
+        """Whatever became of these, their last entries were the last."""
+        with self._lock:
+            for command in commands:
+                if command[0] == "XADD" and command[-2] == "o":
+                    stream = str(command[1]).removeprefix(PREFIX)
+                    if stream not in self._writing:  # it may have begun again
+                        self._written.pop(stream, None)
+
+    def _is_near(self, stream: str, reader: _Reader) -> bool:
+        """Whether the reader has all of this stream that Valkey has, and the rest is written here."""
+        written = self._written.get(stream)
+        return written is not None and reader.position >= written
 
     # --- Reading ---
 
@@ -191,10 +237,8 @@ class ValkeyLog:
                 for key, items in answer or ():
                     self._take(key.decode(), items)
             except LogUnavailableError:
-                with self._lock:
-                    waiting = [reader for readers in self._readers.values() for reader in readers]
-                for reader in waiting:
-                    reader.subscription.fail()
+                self._fail(self._readers)
+                self._fail(self._near)
                 time.sleep(PAUSE_AFTER_ERROR)
             finally:
                 self._waiting = False
@@ -206,19 +250,28 @@ class ValkeyLog:
             return
         if key == STOPS:
             self._stops_position = items[-1][0].decode()
-            for _, (_, stream) in items:
-                if stream.decode() in self._writing:
-                    self._stop(stream.decode())
+            for _, (_, name) in items:
+                if name.decode() in self._writing:
+                    self._stop(name.decode())
             return
         entries = [(_position(item[0]), _entry(item)) for item in items]
+        stream = key.removeprefix(PREFIX)
         with self._lock:
-            for reader in self._readers.get(key.removeprefix(PREFIX), ()):
+            for reader in list(self._readers.get(stream, ())):
                 for position, entry in entries:
-                    if position > reader.position:
-                        reader.position = position
-                        reader.subscription.deliver(entry)
+                    reader.deliver(position, entry)
+                if self._is_near(stream, reader):
+                    _leave(self._readers, stream, reader)
+                    self._near.setdefault(stream, []).append(reader)
 
     # --- Both ---
+
+    def _fail(self, group: Mapping[str, Sequence[_Reader]]) -> None:
+        """Tell these readers that the log is unavailable."""
+        with self._lock:
+            waiting = [reader for readers in group.values() for reader in readers]
+        for reader in waiting:
+            reader.subscription.fail()
 
     def _ask(self, command: Command, *, fail_fast: bool = True) -> Any:
         """The answer to one command. Raises LogUnavailableError; at once after a recent error, where `fail_fast`."""
@@ -257,6 +310,14 @@ class ValkeyLog:
         if clock >= self._down_until:
             log.warning("live streams are unavailable: %s", type(error).__name__)
         self._down_until = clock + PAUSE_AFTER_ERROR
+
+
+def _leave(group: dict[str, list[_Reader]], stream: str, reader: _Reader) -> None:
+    readers = group.get(stream, [])
+    if reader in readers:
+        readers.remove(reader)
+        if not readers:
+            del group[stream]
 
 
 def _position(identifier: bytes) -> Position:

@@ -254,14 +254,14 @@ def test_deleting_the_message_ends_the_generation(harness: Harness, fake: FakeOp
 
 def test_a_database_that_is_away_for_a_moment(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("chatbot.generation.LAST_SAVE_PAUSE", 0.01)
-    real, failures = harness.database.session, iter([True, True])
+    real, failures = harness.database.statements, iter([True, True])
 
-    def session() -> object:
+    def statements(*, transaction: bool = False) -> object:
         if next(failures, False):
             raise OperationalError("UPDATE", {}, Exception("away"))
-        return real()
+        return real(transaction=transaction)
 
-    monkeypatch.setattr(harness.database, "session", session)
+    monkeypatch.setattr(harness.database, "statements", statements)
     harness.outcome(harness.start())
     monkeypatch.undo()
     assert (harness.message().status, harness.message().content) == ("complete", "Hello world")

@@ -167,6 +167,38 @@ def test_processes_share_the_logs_in_valkey(valkey: Any) -> None:
     assert [read(subscription) for subscription in subscriptions] == [("abcd", b"{}")] * 3
 
 
+def test_readers_who_join_while_it_is_written_get_all_of_it_once(valkey: Any) -> None:
+    stream_log, text = ValkeyLog(valkey, 100), "".join(chr(0x4E00 + number) for number in range(120))
+    stream_log.open("a")
+    subscriptions = []
+    for end in range(1, len(text) + 1):
+        stream_log.append("a", end, text[end - 1])
+        if end % 10 == 0:
+            subscriptions += [stream_log.subscribe("a", 0), stream_log.subscribe("a", end)]
+        time.sleep(0.005)
+    stream_log.close("a", len(text), b"{}")
+    for number, subscription in enumerate(subscriptions):
+        after = 0 if number % 2 == 0 else (number // 2 + 1) * 10
+        assert read(subscription) == (text[after:], b"{}")
+    eventually(lambda: not stream_log._written and not stream_log._near)
+
+
+def test_nobody_reads_what_valkey_did_not_take(tmp_path: Path) -> None:
+    valkey = client(f"unix://{tmp_path / 's'}")
+    stream_log = ValkeyLog(valkey, 100)
+    stream_log.open("a")
+    subscription = stream_log.subscribe("a", 0)
+    stream_log.append("a", 1, "x")
+    with pytest.raises(LogUnavailableError):
+        subscription.read(5)
+    with pytest.raises(LogUnavailableError):
+        subscription.read(5)
+    subscription.close()
+    stream_log.close("a", 1, b"{}")
+    eventually(lambda: not any(thread.name.startswith("log-") for thread in threading.enumerate()))
+    assert not stream_log._written
+
+
 def test_a_new_reader_need_not_wait_for_the_others_streams(valkey: Any) -> None:
     stream_log = ValkeyLog(valkey, 100)
     stream_log.open("silent")

@@ -12,6 +12,7 @@ from chatbot.allowance import check_allowance
 from chatbot.database import Account, Message, Usage, now
 from chatbot.factory import create_app
 from chatbot.generations import LEASE
+from chatbot.statements import through
 from fake_openai import FakeOpenAI
 from flask import Flask
 from flask.testing import FlaskClient
@@ -191,8 +192,8 @@ def test_parallel_answers_are_all_counted(postgresql_url: str) -> None:
 
     def count() -> None:
         for number in range(20):
-            with database.session() as session:
-                usage.record(session.connection(), accounts[number % 2], 2, 1)
+            with database.statements() as run:
+                usage.record(run, accounts[number % 2], 2, 1)
 
     threads = [threading.Thread(target=count) for _ in range(8)]
     for thread in threads:
@@ -352,7 +353,7 @@ def test_the_check_reads_indexes_only(postgresql_url: str) -> None:
 
     event.listen(database.engine, "before_cursor_execute", lambda *given: statements.append(given[2:4]))
     with database.session() as session:
-        check_allowance(session, uuid.uuid4(), None, settings)
+        check_allowance(through(session), uuid.uuid4(), None, settings)
     assert len(statements) == 1
     statement, parameters = statements[0]
     with database.engine.connect() as connection:

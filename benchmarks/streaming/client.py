@@ -1,7 +1,8 @@
-"""The readers of the benchmark: opens N streams at the same moment and prints what arrived as JSON.
+"""The readers of the benchmark: open all streams at the same moment and print what arrived as JSON.
 
-`python client.py <port> <streams> [token…]`; of API tokens, where the server wants them, each serves as many streams as
-the others. Times are in seconds.
+`python client.py <port>` reads a line of JSON that says what to ask: for each of the `streams` its path and the API
+token, null where the server wants none, and the `body` of all. It says `ready` and begins with the next line. Times are
+in seconds.
 """
 
 import asyncio
@@ -16,23 +17,21 @@ from upstream import STAMPS_PER_SECOND, TOKENS
 TOKEN = re.compile(rb"(\d{8}) ")
 # A stream that has not ended by then counts as failed (seconds).
 PATIENCE = 120
-BODY = json.dumps({"content": "How do tides work?"}).encode()
-API_TOKENS = sys.argv[3:]
 
 
-def request(path: str, body: bytes, number: int) -> bytes:
-    """The request of the stream of that number."""
+def request(path: str, token: str | None, body: bytes) -> bytes:
+    """The request of one stream."""
     head = f"POST {path} HTTP/1.1\r\nHost: benchmark\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    if API_TOKENS:
-        head += f"\r\nAuthorization: Bearer {API_TOKENS[number % len(API_TOKENS)]}"
+    if token is not None:
+        head += f"\r\nAuthorization: Bearer {token}"
     return head.encode() + b"\r\nConnection: close\r\n\r\n" + body
 
 
 class Reader(asyncio.Protocol):
     """One stream: when each token left the model and when it arrived."""
 
-    def __init__(self, path: str, number: int) -> None:
-        self._path, self._number = path, number
+    def __init__(self, question: bytes) -> None:
+        self._question = question
         self._rest = b""
         self._end = b""
         self.sent = 0.0
@@ -42,7 +41,7 @@ class Reader(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.sent = time.monotonic()
-        cast(asyncio.Transport, transport).write(request(self._path, BODY, self._number))
+        cast(asyncio.Transport, transport).write(self._question)
 
     def data_received(self, data: bytes) -> None:
         arrived = time.monotonic()
@@ -70,28 +69,19 @@ class Reader(asyncio.Protocol):
         return [abs((self.arrivals[n] - self.arrivals[n - 1]) - (left[n] - left[n - 1])) for n in range(1, len(left))]
 
 
-async def conversation(port: int, number: int, limit: asyncio.Semaphore) -> str:
-    """A new conversation's path."""
-    async with limit:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(request("/api/v1/conversations", b"{}", number))
-        answer = await reader.read()
-        writer.close()
-    return f"/api/v1/conversations/{json.loads(re.findall(rb'{.*}', answer)[0])['id']}/messages"
-
-
 def percentile(values: list[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else float("nan")
 
 
-async def main(port: int, streams: int) -> None:
-    limit = asyncio.Semaphore(16)
-    paths = await asyncio.gather(*(conversation(port, number, limit) for number in range(streams)))
+async def main(port: int) -> None:
+    plan = json.loads(sys.stdin.readline())
+    body = json.dumps(plan["body"]).encode()
+    questions = [request(path, token, body) for path, token in plan["streams"]]
     print("ready", flush=True)
     sys.stdin.readline()
     loop = asyncio.get_running_loop()
-    readers = [Reader(path, number) for number, path in enumerate(paths)]
+    readers = [Reader(question) for question in questions]
     await asyncio.gather(*(loop.create_connection(lambda r=reader: r, "127.0.0.1", port) for reader in readers))
     await asyncio.wait([reader.ended for reader in readers], timeout=PATIENCE)
     begun = [reader for reader in readers if reader.arrivals]
@@ -108,4 +98,4 @@ async def main(port: int, streams: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(int(sys.argv[1])))

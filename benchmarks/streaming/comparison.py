@@ -1,13 +1,13 @@
 """The design that is compared with: FastAPI under uvicorn, the openai library's objects for every chunk, no storage.
 
-It speaks just enough of the chat's API for the benchmark's client; the connection to the reader is all that keeps an
-answer alive.
+It answers in the chat's events; the conversation comes with every question, and the connection to the reader is all
+that keeps an answer alive.
 """
 
 import json
 import os
-import uuid
 from collections.abc import AsyncIterator
+from typing import Literal
 
 import openai
 from fastapi import FastAPI
@@ -19,9 +19,16 @@ client = openai.AsyncOpenAI(base_url=os.environ["MODEL_URL"], api_key="none", ma
 
 
 class Message(BaseModel):
-    """Body of a message."""
+    """A question or an answer."""
 
+    role: Literal["user", "assistant"]
     content: str
+
+
+class Question(BaseModel):
+    """Body of a question: the conversation up to it."""
+
+    messages: list[Message]
 
 
 @app.get("/api/v1/health")
@@ -30,21 +37,14 @@ async def health() -> dict[str, str]:
     return {"status": "alive"}
 
 
-@app.post("/api/v1/conversations")
-async def create() -> dict[str, str]:
-    """An identifier; nothing is kept."""
-    return {"id": str(uuid.uuid4())}
-
-
-@app.post("/api/v1/conversations/{conversation_id}/messages")
-async def post_message(conversation_id: str, message: Message) -> StreamingResponse:
+@app.post("/api/v1/messages")
+async def post_message(question: Question) -> StreamingResponse:
     """Relay the model's answer, an event for each chunk."""
 
     async def events() -> AsyncIterator[str]:
-        yield f"event: start\ndata: {json.dumps({'conversation_id': conversation_id})}\n\n"
         stream = await client.chat.completions.create(
             model="benchmark",
-            messages=[{"role": "user", "content": message.content}],
+            messages=[message.model_dump() for message in question.messages],
             stream=True,
             stream_options={"include_usage": True},
         )

@@ -72,8 +72,7 @@ def main() -> None:
         print("| messages | application, MB | Valkey, MB |\n|---|---|---|")
         print(f"| 0 | {memory(server)} |", flush=True)
         readers = Readers(server, messages)
-        tokens = server.tokens * (READERS // len(server.tokens))
-        threads = [threading.Thread(target=readers.run, args=(token,), daemon=True) for token in tokens]
+        threads = [threading.Thread(target=readers.run, args=(token,), daemon=True) for _, token in server.streams]
         for thread in threads:
             thread.start()
         shown = 0

@@ -15,13 +15,20 @@ PAUSE = 0.02
 STAMPS_PER_SECOND = 100_000
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+# With the fields that OpenAI sends.
+COMMON = (
+    b'"id":"chatcmpl-CgH2vTfXqPzW7YbKd0LmRnAs4Ue91","object":"chat.completion.chunk","created":1763942400,'
+    b'"model":"benchmark-2026-11-01","service_tier":"default","system_fingerprint":"fp_0123456789"'
+)
 CHUNK = (
-    b'data: {"id":"chatcmpl-0123456789","object":"chat.completion.chunk","created":1700000000,"model":"benchmark",'
-    b'"system_fingerprint":"fp_0123456789","choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":%s}]}\n\n'
+    b"data: {%s," % COMMON
+    + b'"choices":[{"index":0,"delta":%s,"logprobs":null,"finish_reason":%s}],"usage":null,"obfuscation":"x8Kq2"}\n\n'
 )
 USAGE = (
-    b'data: {"id":"chatcmpl-0123456789","object":"chat.completion.chunk","created":1700000000,"model":"benchmark",'
-    b'"choices":[],"usage":{"prompt_tokens":9,"completion_tokens":%d,"total_tokens":%d}}\n\n' % (TOKENS, TOKENS + 9)
+    b'data: {%s,"choices":[],"usage":{"prompt_tokens":1900,"completion_tokens":%d,"total_tokens":%d,'
+    b'"prompt_tokens_details":{"cached_tokens":0,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":0,'
+    b'"audio_tokens":0,"accepted_prediction_tokens":0,"rejected_prediction_tokens":0}},"obfuscation":""}\n\n'
+    % (COMMON, TOKENS, TOKENS + 1900)
 )
 
 
