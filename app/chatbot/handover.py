@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from flask import Flask
-from sqlalchemy import literal_column, select, update
+from sqlalchemy import bindparam, literal_column, select, update
 from sqlalchemy.orm import Session
 
 from chatbot import services
@@ -20,10 +20,18 @@ from chatbot.context import turns
 from chatbot.database import MESSAGES, Conversation, Message, Role, Status, now
 from chatbot.generation import HANDED_OVER, Job
 from chatbot.generations import LEASE
+from chatbot.statements import through
 from chatbot.titles import title_of
 from chatbot.tree import Tree
 
 log = logging.getLogger(__name__)
+
+_WAITING = select(MESSAGES.c.id).where(
+    # As a literal, so that PostgreSQL sees that its small index will do.
+    MESSAGES.c.status == literal_column("'streaming'"),
+    MESSAGES.c.finish_reason == literal_column(f"'{HANDED_OVER}'"),
+    MESSAGES.c.updated_at > bindparam("since"),
+)
 
 
 def take_over(app: Flask) -> int:
@@ -47,14 +55,8 @@ def take_over(app: Flask) -> int:
 
 def _waiting() -> list[uuid.UUID]:
     """The answers that nobody writes. One statement on a small index: it is asked twice a second."""
-    wanted = select(MESSAGES.c.id).where(
-        # As a literal, so that PostgreSQL sees that its small index will do.
-        MESSAGES.c.status == literal_column("'streaming'"),
-        MESSAGES.c.finish_reason == HANDED_OVER,
-        MESSAGES.c.updated_at > now() - LEASE,
-    )
-    with services.database().reader.connect() as connection:
-        return list(connection.scalars(wanted))
+    with services.database().statements() as run:
+        return [row.id for row in run(_WAITING, since=now() - LEASE)]
 
 
 def _claim(session: Session, message_id: uuid.UUID) -> Job | None:
@@ -75,7 +77,13 @@ def _claim(session: Session, message_id: uuid.UUID) -> Job | None:
     path = tree.path(answer if answer.content else question)
     return Job(
         message_id,
-        turns(services.settings(), conversation, path, files_of(session, path), continued=bool(answer.content)),
+        turns(
+            services.settings(),
+            conversation.system_prompt,
+            path,
+            files_of(through(session), path),
+            continued=bool(answer.content),
+        ),
         answer.content,
         conversation.account_id,
         answer.model,
