@@ -161,7 +161,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         print("\nInterrupted: the old release is put back in order, and the lock given back. Please wait.", flush=True)
         program = str(Path(sys.argv[0]).with_name("ansible-playbook"))
         command = [sys.executable, program, *same_hosts(), str(REPOSITORY / "playbooks/abort.yml")]
-        # A session of its own: a second Ctrl-C ends the waiting here, not the work.
-        done = subprocess.run(command, start_new_session=True, check=False)
+        # A session of its own: a second Ctrl-C ends the waiting here, not the work. The three streams are named because
+        # Ansible has marked them as not to be inherited.
+        done = subprocess.run(
+            command, start_new_session=True, check=False, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr
+        )
         if done.returncode:
             print("That failed. The next run puts it right, or: ansible-playbook playbooks/abort.yml", flush=True)
