@@ -190,6 +190,8 @@ def test_metrics_of_the_expressions_exist(host):
     declared |= set(
         re.findall(r"\bcertificate_\w+", (ROOT / "roles/node_exporter/files/certificate-metrics").read_text())
     )
+    release = (ROOT / "roles/chatbot/templates/release.prom.j2").read_text()
+    declared |= set(re.findall(r"^# TYPE (\w+)", release, re.MULTILINE))
     declared |= {name + suffix for name in declared for suffix in ("_bucket", "_sum", "_count")}
     live = set(get(host, "label/__name__/values"))
     used = {name for _, expression in expressions() for name in NAME.findall(re.sub(r'"[^"]*"', "", expression))}
