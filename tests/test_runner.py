@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.machinery
 import importlib.util
 import subprocess
@@ -125,3 +126,18 @@ def test_a_parked_scenario_is_skipped_with_its_reason(
     lines = capsys.readouterr().out.splitlines()
     assert "  other: Waits for its authority." in lines
     assert lines[-1] == "1 passed, 0 failed, 1 skipped"
+
+
+def test_scenarios_that_come_too_late_are_skipped_with_the_reason(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(runner, "LOGS", tmp_path)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setenv("TEST_START_WITHIN", "0")
+    run = runner.Run()
+    check = runner.Job("check", [["true"]], 10.0, directory=tmp_path)
+    late = runner.Job("late", [["false"]], 10.0, directory=tmp_path, scenario=True)
+    asyncio.run(run.perform_all([check, late], at_once=1))
+    assert (check.status, late.status) == ("passed", "skipped")
+    assert run.summary() == 0
+    assert "  late: not started within 0:00 minutes (TEST_START_WITHIN): tools/test late" in capsys.readouterr().out
