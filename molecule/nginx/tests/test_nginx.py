@@ -103,7 +103,8 @@ def test_streams_are_not_buffered(site, version):
     assert len(arrivals) == EVENTS
     assert arrivals[0] < 1
     gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-    assert min(gaps) > 0.1, "events arrived in one piece"
+    # On a busy machine one may be late and the next one close behind it; buffered, none would have a gap.
+    assert sum(gap > 0.1 for gap in gaps) > len(gaps) / 2, f"events arrived in one piece: {gaps}"
 
 
 def test_browsers_get_http2(site):
