@@ -101,7 +101,7 @@ class Page:
     def starts(self):
         """Wait for the first words of an answer that is being written."""
         expect(self.answers.last).to_have_attribute("aria-busy", "true", timeout=ANSWER_MS)
-        expect(self.text).to_have_text(re.compile(r"\w+"), timeout=ANSWER_MS)
+        expect(self.text).to_have_text(re.compile(r"\S+"), timeout=ANSWER_MS)
 
     def ends(self):
         expect(self.answers.last).to_have_attribute("aria-busy", "false", timeout=ANSWER_MS)
