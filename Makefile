@@ -46,7 +46,7 @@ test:  ## Every test: linters, unit tests, all roles and the whole site on fresh
 	@tools/test
 
 .PHONY: test-fast
-test-fast: node  ## Linters, unit tests, checks of the repository itself: no hosts, no running server (2 minutes)
+test-fast: node  ## Linters, unit tests, checks of the repository itself: no hosts, no running server
 	@tools/test --fast
 
 .PHONY: lint
