@@ -45,7 +45,7 @@ def test_a_scenarios_tests_are_added_to_its_life(finished: Any) -> None:
     summary = "\x1b[32m=== 10 passed, 2 skipped in 125.30s (0:02:05) ===\x1b[0m"
     job = finished("passed", f"SKIPPED [2] tests/test_x.py:3: no AppArmor here\n{summary}\n")
     assert job.counts == {"passed": 11, "skipped": 2}
-    assert job.skips == ["2 x tests/test_x.py:3: no AppArmor here"]
+    assert job.skips == {"no AppArmor here": 2}
 
 
 def test_several_runs_of_pytest_add_up(finished: Any) -> None:
@@ -62,7 +62,7 @@ def test_vitest_is_counted_as_well(finished: Any) -> None:
 def test_an_old_node_skips_the_web_client(runner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "node_version", lambda: (18, 20))
     (web,) = (job for job in runner.checks() if job.name == "web")
-    assert (web.status, web.skips) == ("skipped", ["Node.js is 18.20; the web client needs 20.19 or newer"])
+    assert (web.status, web.skips) == ("skipped", {"Node.js is 18.20; the web client needs 20.19 or newer": 1})
     monkeypatch.setattr(runner, "node_version", lambda: (22, 1))
     assert [job.status for job in runner.checks()] == ["waiting"] * 4
 
@@ -104,11 +104,24 @@ def test_what_did_not_run_counts_as_failed(
 
 def test_the_last_line_is_the_count(runner: ModuleType, finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run = runner.Run()
-    run.jobs = [finished("passed", "=== 4 passed, 1 skipped in 1.00s ===\nSKIPPED [1] a.py:1: why\n")]
+    skips = "SKIPPED [1] a.py:1: why\nSKIPPED [2] a.py:5: why\nSKIPPED [1] b.py:1: because\n"
+    run.jobs = [finished("passed", f"=== 4 passed, 4 skipped in 1.00s ===\n{skips}")]
     assert run.summary() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "5 passed, 0 failed, 1 skipped"
-    assert "  job: 1 x a.py:1: why" in lines
+    assert lines[-1] == "5 passed, 0 failed, 4 skipped"
+    assert {"  job: 3 x why", "  job: because"} <= set(lines)
+
+
+def test_the_summary_says_what_failed(runner: ModuleType, finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    log = "TASK [nginx : Configuration] ****\nfatal: [debian12]: FAILED! => {}\nFAILED a.py::test_b - assert 1 == 2\n"
+    run = runner.Run()
+    run.jobs = [finished("failed", f"{log}=== 1 failed in 1.00s ===\n")]
+    assert run.summary() == 1
+    told = capsys.readouterr().out.split("Not passed: ")[1].splitlines()
+    assert told[1:3] == [
+        "  job: [nginx : Configuration] fatal: [debian12]: FAILED! => {}",
+        "  job: FAILED a.py::test_b - assert 1 == 2",
+    ]
 
 
 def test_a_parked_scenario_is_skipped_with_its_reason(
