@@ -21,8 +21,8 @@ def state(host: Any) -> dict[str, Any]:
 
 def serving(host: Any) -> str:
     """The release that answers behind nginx."""
-    port = host.check_output("grep -oE '127.0.0.1:[0-9]+' /etc/nginx/chatbot/upstream.conf")
-    answer = host.check_output("curl -sf --max-time 5 http://%s/api/v1/ready", port)
+    address = host.check_output(r"sed -n 's/^ *server \(.*\);$/\1/p' /etc/nginx/chatbot/upstream.conf")
+    answer = host.check_output("curl -sf --max-time 5 http://%s/api/v1/ready", address)
     return str(json.loads(answer)["release"])
 
 
