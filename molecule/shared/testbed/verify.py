@@ -49,7 +49,8 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
         str(REPOSITORY / playbook),
     ]
     environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    environment.pop("ANSIBLE_FORCE_COLOR", None)
+    for name in ("ANSIBLE_FORCE_COLOR", "ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS"):
+        environment.pop(name, None)
     # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(
