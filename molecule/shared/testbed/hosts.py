@@ -27,7 +27,6 @@ class Host:
         groups: inventory groups.
         publish: ports as docker's --publish takes them, e.g. "127.0.0.1:8443:443".
         memory: memory limit as docker takes it, e.g. "2g"; empty for none.
-        cpu_shares: weight against other hosts where all of them want the processors; 1024 is everybody's.
         user: account that Ansible logs in with; a bare host knows only root.
         package_lists: whether apt's lists are there, as on some providers' images and not on others.
     """
@@ -38,7 +37,6 @@ class Host:
     groups: list[str] = field(default_factory=lambda: list(GROUPS))
     publish: list[str] = field(default_factory=list)
     memory: str = ""
-    cpu_shares: int = 1024
     user: str = "root"
     package_lists: bool = True
 
@@ -99,7 +97,6 @@ def _start(scenario: str, host: Host, *, keep: bool) -> str:
             "--cgroupns", "private", "--env", "container=docker", "--tmpfs", "/run", "--tmpfs", "/tmp",  # noqa: S108
             "--volume", "/var/lib/docker", "--volume", "chatbot-testbed-pip:/root/.cache/pip",
             *(["--memory", host.memory] if host.memory else []),
-            "--cpu-shares", str(host.cpu_shares),
             *(part for port in host.publish for part in ("--publish", port)),
             image,
         )  # fmt: skip
