@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 import pytest
-from testbed.verify import eventually
+from testbed.verify import eventually, play
 
 STATE = "cat /opt/chatbot/state.json"
 
@@ -117,7 +117,7 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
 
 
 @pytest.mark.timeout(600)
-def test_rollback(host, crowd, operator):
+def test_rollback(host, crowd, operator, source):
     before = state(host)
     with crowd.event("rollback") as event:
         played = operator("rollback")
@@ -128,6 +128,12 @@ def test_rollback(host, crowd, operator):
     listed = operator("releases")
     assert re.search(rf"{before['previous']} .* ACTIVE ", listed.words)
     assert re.search(rf"{before['release']} .* rolled back ", listed.words)
+    # Whoever only sets up the server does not bring it back.
+    setup = play(host, "molecule/update/converge.yml", chatbot_source=source("good"))
+    succeeded(setup)
+    assert f"release {before['release']}, which was rolled back here" in setup.words
+    assert last(setup.output) == f"RELEASE UNCHANGED: {before['previous']} serves on 1 of 1 app host."
+    assert serving(host) == before["previous"]
     # There was none before that one.
     refused = operator("rollback")
     assert refused.code != 0
