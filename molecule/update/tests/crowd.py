@@ -32,17 +32,21 @@ class Event:
 
     name: str
     seconds: float = 0.0
+    # Seconds until another release answered a request for the first time; 0 where none did.
+    switched: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
 
     def row(self) -> str:
         """Return a line of the table."""
-        shown = [f"{self.seconds:7.0f}"] + [f"{self.counts[column]:>9}" for column in COLUMNS]
+        shown = [f"{self.seconds:7.0f}{f'{self.switched:.0f}' if self.switched else '–':>9}"] + [
+            f"{self.counts[column]:>9}" for column in COLUMNS
+        ]
         return f"{self.name:32}" + "".join(shown)
 
 
 COLUMNS = ("requests", "failed", "closed", "answers", "moved", "cut", "broken")
-HEADER = f"{'event':32}{'seconds':>7}" + "".join(f"{column:>9}" for column in COLUMNS)
-LEGEND = """requests, and failed ones; closed: told to come again by the maintenance page; answers read to their end;
+HEADER = f"{'event':32}{'seconds':>7}{'switched':>9}" + "".join(f"{column:>9}" for column in COLUMNS)
+LEGEND = """switched: seconds until a request was answered by another release; requests, and failed ones; closed: told to come again by the maintenance page; answers read to their end;
 moved: told to go on at the other colour, and did; cut: connections that broke off without that;
 broken: answers with a missing or doubled token, or without an end"""
 
@@ -57,6 +61,8 @@ class Crowd:
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._counts: Counter[str] = Counter()
+        # The release that answered last, and when (monotonic clock) it did so for the first time.
+        self._serving: tuple[str, float] = ("", 0.0)
         self.events: list[Event] = []
         self.failures: list[str] = []
         self.maintenance = False
@@ -105,6 +111,7 @@ class Crowd:
             yield event
         finally:
             event.seconds = time.monotonic() - began
+            event.switched = max(0.0, self._serving[1] - began)
             time.sleep(rest)
             event.counts = self._counts - before
 
@@ -133,6 +140,8 @@ class Crowd:
                 self.count("closed")
             elif status != 200:
                 self.count("failed", f"{path}: {status} {body!r}")
+            elif path == "/api/v1/health" and body["release"] != self._serving[0]:
+                self._serving = (body["release"], time.monotonic())
 
     def _read(self) -> None:
         while not self._stop.is_set():
