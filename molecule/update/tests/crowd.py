@@ -38,15 +38,15 @@ class Event:
 
     def row(self) -> str:
         """Return a line of the table."""
-        shown = [f"{self.seconds:7.0f}{f'{self.switched:.0f}' if self.switched else '–':>9}"] + [
-            f"{self.counts[column]:>9}" for column in COLUMNS
-        ]
+        switched = f"{self.switched:.0f}" if self.switched else "-"
+        shown = [f"{self.seconds:7.0f}{switched:>9}"] + [f"{self.counts[column]:>9}" for column in COLUMNS]
         return f"{self.name:32}" + "".join(shown)
 
 
 COLUMNS = ("requests", "failed", "closed", "answers", "moved", "cut", "broken")
 HEADER = f"{'event':32}{'seconds':>7}{'switched':>9}" + "".join(f"{column:>9}" for column in COLUMNS)
-LEGEND = """switched: seconds until a request was answered by another release; requests, and failed ones; closed: told to come again by the maintenance page; answers read to their end;
+LEGEND = """switched: seconds until a request was answered by another release;
+requests, and failed ones; closed: told to come again by the maintenance page; answers read to their end;
 moved: told to go on at the other colour, and did; cut: connections that broke off without that;
 broken: answers with a missing or doubled token, or without an end"""
 
