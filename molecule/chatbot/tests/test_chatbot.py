@@ -16,7 +16,7 @@ def post(path, body):
     return urllib.request.urlopen(request, timeout=60)
 conversation = json.load(post("/api/v1/conversations", {}))["id"]
 arrivals = []
-with post(f"/api/v1/conversations/{conversation}/messages", {"content": "Tell a long story."}) as response:
+with post(f"/api/v1/conversations/{conversation}/messages", {"content": "Count."}) as response:
     for line in response:
         if line.startswith(b"event: "):
             arrivals.append([line.split()[1].decode(), time.monotonic()])
@@ -181,9 +181,9 @@ def test_answer_is_streamed_token_by_token(host, container, port):
     arrivals = json.loads(run(host, "python3 -c %s http://127.0.0.1:%s %s", ASK, str(port), token))
     assert arrivals[0][0] == "start" and arrivals[-1][0] == "done"
     deltas = [at for name, at in arrivals if name == "delta"]
-    # How long the answer is, is the model's business. Tokens that were held back until the end would arrive at once.
+    # Twenty numbers in two seconds. Held back until the end they would arrive at once.
     assert len(deltas) > 3
-    assert deltas[-1] - deltas[0] > 0.05
+    assert deltas[-1] - deltas[0] > 1
 
 
 def gunicorn(host, container):

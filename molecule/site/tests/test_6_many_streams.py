@@ -17,7 +17,7 @@ NUMBERS, PAUSE = 400, 0.1
 # nginx and the application let one address ask so often (seconds).
 BETWEEN_QUESTIONS = 0.3
 PASSWORD = "fifty-streams-at-the-same-time"
-MODEL = (Path(__file__).parent / "counting_model.py").read_text()
+MODEL = (Path(__file__).parents[2] / "shared/counting_model.py").read_text()
 WHOLE = "".join(f"{number} " for number in range(NUMBERS))
 
 KILLED = {
