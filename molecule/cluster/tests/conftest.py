@@ -49,10 +49,10 @@ def state(name: str) -> dict[str, Any]:
 
 
 def served() -> dict[str, str]:
-    """The release that answers behind each line of nginx's upstream, as nginx itself would ask."""
+    """The release that answers behind each line of nginx's upstream that answers, asked from nginx's host."""
     lines = on("edge1", r"sed -n 's/^server \([^ ]*\) .*;$/\1/p' /etc/nginx/chatbot/servers/*.conf").split()
-    ask = "curl -sf --max-time 5 http://{}/api/v1/ready"
-    return {line: str(json.loads(on("edge1", ask.format(line)))["release"]) for line in lines}
+    answers = {line: on("edge1", f"curl -s --max-time 5 http://{line}/api/v1/ready || true") for line in lines}
+    return {line: str(json.loads(answer)["release"]) for line, answer in answers.items() if answer}
 
 
 @pytest.fixture(scope="module")

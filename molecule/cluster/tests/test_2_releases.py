@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import APPLICATION, address, on, served, state
+from testbed.docker import docker
 from testbed.verify import eventually
 
 pytestmark = pytest.mark.timeout(900)
@@ -20,7 +21,9 @@ def last(output: str) -> str:
 
 def agreed() -> str:
     """The release that both hosts have agreed on, and serve to nginx."""
-    releases = {state(name)["release"] for name in APPLICATION} | set(served().values())
+    found = served()
+    assert len(found) == len(APPLICATION), found
+    releases = {state(name)["release"] for name in APPLICATION} | set(found.values())
     assert len(releases) == 1, releases
     assert all(state(name)["run"] is None for name in APPLICATION)
     return str(releases.pop())
@@ -87,6 +90,36 @@ def test_container_of_one_host_dies_in_the_middle(crowd, begin, source):
     assert agreed() == before
     # Answers that the dead process wrote go on at another one: their connections broke off, their text did not.
     assert event.counts["failed"] == event.counts["broken"] == 0, crowd.failures[-5:]
+
+
+def test_host_dies_in_the_middle(crowd, begin, operator, source):
+    """Its machine stops after the switch. Back again it serves the old release, as the other does, before any run."""
+    before = agreed()
+    release = source("lost")
+    with crowd.event("host dies in the bake") as event:
+        running = begin("rolling_update", f"--extra-vars=chatbot_source={release}")
+        running.reaches("New release is watched while the old one is warm")
+        docker("kill", "cluster-app2")
+        running.process.wait(timeout=400)
+    with crowd.event("and comes back", rest=10) as back:
+        docker("start", "cluster-app2")
+        eventually(lambda: len(served()) == 2, seconds=120)
+    output = running.log.read_text()
+    assert running.process.returncode != 0
+    assert re.match(
+        rf"RELEASE ALL OLD: {before} serves on 1 of 2 app hosts; \w+ does not\."
+        r" Not reached any more: app2; the next run puts that right\.$",
+        last(output),
+    )
+    assert set(served().values()) == {before}
+    for one in (event, back):
+        assert one.counts["failed"] == one.counts["broken"] == 0, crowd.failures[-5:]
+    # The same command again.
+    with crowd.event("the same release again") as again:
+        played = operator("rolling_update", chatbot_source=release)
+    assert played.code == 0, played.output[-3000:]
+    assert last(played.output) == f"RELEASE ALL NEW: {agreed()} serves on 2 of 2 app hosts."
+    crowd.assert_unharmed(again)
 
 
 def test_host_is_dead_for_nginx(crowd):
