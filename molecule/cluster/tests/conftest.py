@@ -12,7 +12,7 @@ from testbed import helpers
 from testbed.docker import execute, inspect
 from testbed.verify import REPOSITORY, Played, play
 
-SETTINGS = REPOSITORY / "molecule/update/vars/update.yml"
+SETTINGS = REPOSITORY / "molecule/cluster/vars/cluster.yml"
 APPLICATION = ("app1", "app2")
 
 
@@ -28,6 +28,7 @@ def _of_one_host() -> Any:
 
 
 _update = _of_one_host()
+_update.SETTINGS = SETTINGS
 begin, source, variables = _update.begin, _update.source, _update.variables
 
 
