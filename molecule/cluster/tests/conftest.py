@@ -53,7 +53,9 @@ def state(name: str) -> dict[str, Any]:
 def served() -> dict[str, str]:
     """The release that answers behind each line of nginx's upstream that answers, asked from nginx's host."""
     lines = on("edge1", r"sed -n 's/^server \([^ ]*\) .*;$/\1/p' /etc/nginx/chatbot/servers/*.conf").split()
-    answers = {line: on("edge1", f"python3 -c '{ASK}' http://{line}/api/v1/ready 2>/dev/null || true") for line in lines}
+    answers = {
+        line: on("edge1", f"python3 -c '{ASK}' http://{line}/api/v1/ready 2>/dev/null || true") for line in lines
+    }
     return {line: str(json.loads(answer)["release"]) for line, answer in answers.items() if answer}
 
 
