@@ -24,6 +24,7 @@ class Host:
         name: inventory name of the host.
         suite: Debian's code name, one of images.SUITES.
         domain: public name of the chat on this host, known to Docker's DNS and to the ACME authority.
+        site: the chat that this host is a part of, where that is another host's domain.
         groups: inventory groups.
         publish: ports as docker's --publish takes them, e.g. "127.0.0.1:8443:443".
         memory: memory limit as docker takes it, e.g. "2g"; empty for none.
@@ -34,6 +35,7 @@ class Host:
     name: str
     suite: str = "trixie"
     domain: str = ""
+    site: str = ""
     groups: list[str] = field(default_factory=lambda: list(GROUPS))
     publish: list[str] = field(default_factory=list)
     memory: str = ""
@@ -139,7 +141,8 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
         hosts[name] = {
             "ansible_host": address,
             "ansible_user": host.user,
-            "chatbot_domain": host.domain,
+            "chatbot_domain": host.site or host.domain,
+            "chatbot_private_address": address,
             "testbed_container": container(scenario, name),
             "testbed_suite": host.suite,
         }

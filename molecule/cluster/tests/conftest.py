@@ -1,0 +1,85 @@
+"""The site as a whole, its hosts by name, its users, and releases to give it. The host under test has nginx."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from typing import Any
+
+import pytest
+from crowd import Crowd
+from testbed import helpers
+from testbed.docker import execute, inspect
+from testbed.verify import REPOSITORY, Played, play
+
+SETTINGS = REPOSITORY / "molecule/cluster/vars/cluster.yml"
+APPLICATION = ("app1", "app2")
+ASK = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1], timeout=5).read().decode())"
+
+
+def _of_one_host() -> Any:
+    """What the scenario for one host has for its tests."""
+    path = REPOSITORY / "molecule/update/tests/conftest.py"
+    specification = importlib.util.spec_from_file_location("update_conftest", path)
+    assert specification
+    assert specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+_update = _of_one_host()
+_update.SETTINGS = SETTINGS
+begin, source, variables = _update.begin, _update.source, _update.variables
+
+
+def on(name: str, script: str) -> str:
+    """Run a script on a host of the site and return what it printed."""
+    return execute(f"cluster-{name}", script)
+
+
+def address(name: str) -> str:
+    """The address of a host of the site."""
+    found = inspect("container", f"cluster-{name}") or {}
+    return str(found["Config"]["Labels"]["chatbot-testbed.address"])
+
+
+def state(name: str) -> dict[str, Any]:
+    """What a host of the application agrees to serve."""
+    found: dict[str, Any] = json.loads(on(name, "cat /opt/chatbot/state.json"))
+    return found
+
+
+def served() -> dict[str, str]:
+    """The release that answers behind each line of nginx's upstream that answers, asked from nginx's host."""
+    lines = on("edge1", r"sed -n 's/^server \([^ ]*\) .*;$/\1/p' /etc/nginx/chatbot/servers/*.conf").split()
+    answers = {
+        line: on("edge1", f"python3 -c '{ASK}' http://{line}/api/v1/ready 2>/dev/null || true") for line in lines
+    }
+    return {line: str(json.loads(answer)["release"]) for line, answer in answers.items() if answer}
+
+
+@pytest.fixture(scope="module")
+def operator(host: Any) -> Any:
+    """Run one of the operator's playbooks on the whole site."""
+
+    def run(name: str, *arguments: str, **extra: Any) -> Played:
+        return play(host, f"playbooks/{name}.yml", f"--extra-vars=@{SETTINGS}", "--limit=all", *arguments, **extra)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def crowd(variables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Users who are there all the time; at the end the table of what they saw."""
+    authority = tmp_path_factory.mktemp("authority") / "root.pem"
+    authority.write_text(helpers.issuing_root())
+    account = (variables["chatbot_contact_email"], variables["chatbot_admin_password"])
+    users = Crowd(variables["chatbot_domain"], variables["ansible_host"], authority, account)
+    users.start()
+    yield users
+    users.stop()
+    print(f"\n{users.table()}")
+    directory = REPOSITORY / ".cache/logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "cluster-table.txt").write_text("\n".join([users.table(), *users.failures, ""]))
