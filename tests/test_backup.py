@@ -14,7 +14,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "roles/backup/files"))
 
-from chatbot_backup import books, catalogue, cli, common, database, manifest, restic
+from chatbot_backup import backup, books, catalogue, cli, common, database, manifest, restic
 from chatbot_backup.catalogue import Backup
 
 
@@ -180,10 +180,10 @@ def test_cause_is_recognised(words: str, code: int) -> None:
 
 
 def test_every_cause_has_a_remedy_that_names_the_place() -> None:
-    for _, code in restic.CAUSES:
+    for code, _ in restic.CAUSES:
         text = restic.REMEDIES[code].format(it="s3:host/bucket", name="offsite")
         assert "s3:host/bucket" in text
-    for _, code in restic.CAUSES:
+    for code, _ in restic.CAUSES:
         assert str(code) in (cli.__doc__ or "")
 
 
@@ -317,6 +317,29 @@ def test_killed_run_counts_as_failed(host: common.Settings) -> None:
     assert metrics(host)['backup_last_run_success{repository="offsite"}'] == 0
     assert metrics(host)['backup_last_exit_code{repository="offsite"}'] == common.KILLED
     assert metrics(host)['backup_last_success_timestamp_seconds{repository="offsite"}'] == 1.7e9
+
+
+@pytest.mark.parametrize(
+    ("code", "tried"), [(common.UNREACHABLE, ["local", "offsite"]), (common.STOPPED + 15, ["local"])]
+)
+def test_failure_lets_the_others_have_theirs_and_a_stop_ends_all(
+    host: common.Settings, monkeypatch: pytest.MonkeyPatch, code: int, tried: list[str]
+) -> None:
+    seen: list[str] = []
+
+    def back_up(_settings: common.Settings, place: common.RepositorySettings, *_: Any) -> dict[str, Any]:
+        seen.append(place.name)
+        if place.name == "local":
+            raise common.Failure(code, "no")
+        return FIGURES
+
+    monkeypatch.setattr(backup, "back_up", back_up)
+    with pytest.raises(common.Failure) as raised:
+        backup.run(host)
+    assert raised.value.code == code
+    assert seen == tried
+    assert metrics(host)['backup_last_run_success{repository="local"}'] == 0
+    assert metrics(host)['backup_last_run_success{repository="offsite"}'] == (len(tried) == 2)
 
 
 def test_failed_drill_keeps_the_time_of_the_last_good_one(host: common.Settings) -> None:

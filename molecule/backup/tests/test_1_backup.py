@@ -120,13 +120,25 @@ def test_retention_is_each_repositorys_own(host, backups):
         backups.restic(repository, "forget --quiet --host ancient --group-by host --keep-last 1 --prune")
 
 
-def test_nothing_is_dropped_where_deleting_is_not_ours(host, backups):
-    settings = backups.with_settings(host="appendix", database="", local={"append_only": True, "keep_daily": 1})
-    for _ in range(2):
-        host.check_output(f"{settings} chatbot-backup run --repository local")
-    rows = json.loads(host.check_output(f"{settings} chatbot-backup list --json --repository local"))
-    assert len(rows) == 2
-    backups.restic("local", "forget --quiet --host appendix --group-by host --keep-last 1")
+def test_repository_that_only_grows_is_a_repository_as_others(host, backups):
+    """A server that lets this host add and not delete: whoever breaks in here cannot delete what is there."""
+    host.check_output(
+        "systemctl is-active -q grows || systemd-run --quiet --unit=grows"
+        " rclone serve restic --append-only --addr 127.0.0.1:8300 /srv/grows"
+    )
+    place = {"repository": "rest:http://127.0.0.1:8300/", "append_only": True, "keep_daily": 1, "keep_weekly": 1}
+    settings = backups.with_settings(offsite=place, connect_timeout=20)
+    try:
+        assert "offsite: a new repository was made" in host.run(f"{settings} chatbot-backup init").stderr
+        for _ in range(2):
+            host.check_output(f"{settings} chatbot-backup run --repository offsite")
+        rows = json.loads(host.check_output(f"{settings} chatbot-backup list --json --repository offsite"))
+        assert len(rows) == 2
+        host.run(f"{settings} chatbot-backup restic --repository offsite forget {rows[0]['snapshot']}")
+        assert len(json.loads(host.check_output(f"{settings} chatbot-backup list --json --repository offsite"))) == 2
+        host.check_output(f"{settings} chatbot-backup drill")
+    finally:
+        host.check_output("systemctl stop grows; rm -rf /srv/grows")
 
 
 def test_check_reads_the_repositories(host, backups):

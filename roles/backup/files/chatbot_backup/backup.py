@@ -21,6 +21,7 @@ from chatbot_backup.common import (
     NO_REPOSITORY,
     OTHER,
     STATE,
+    STOPPED,
     Failure,
     RepositorySettings,
     Settings,
@@ -61,6 +62,9 @@ def run(settings: Settings, purpose: str = REGULAR, only: str = "") -> list[str]
             log(f"chatbot-backup: {place.name}: {failure}")
             if regular:
                 runs.end(place.name, failure.code)
+            if failure.code > STOPPED:
+                runs.killed()
+                raise
         else:
             made.append(str(success["snapshot"]))
             if regular:
@@ -112,7 +116,7 @@ def back_up(settings: Settings, place: RepositorySettings, purpose: str, checksu
     size = dumped + stored["total_bytes_processed"]
     log(
         f"backup {name} in {place.name}: {megabytes(size)}, {megabytes(added)} of them new; {kept} backups are kept "
-        f"there"
+        "there"
     )
     return {
         "snapshot": name,

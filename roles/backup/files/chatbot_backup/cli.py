@@ -9,6 +9,7 @@ Exit codes: 1 other error, 2 usage, 3 files unreadable, 10 no repository, 11 rep
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import fcntl
 import json
 import os
@@ -21,7 +22,7 @@ from types import FrameType
 
 from chatbot_backup import backup, catalogue, drill, restore
 from chatbot_backup.books import Runs
-from chatbot_backup.common import BUSY, LOCK, OTHER, Failure, Settings, log, read_settings
+from chatbot_backup.common import BUSY, LOCK, OTHER, STOPPED, Failure, Settings, log, read_settings
 from chatbot_backup.restic import Repository
 
 
@@ -83,11 +84,14 @@ def command_init(settings: Settings, _: argparse.Namespace) -> None:
 
 def command_ended(settings: Settings, _: argparse.Namespace) -> None:
     """systemd calls this after every run, also after one that could write nothing down any more."""
-    for name in Runs(settings).killed():
-        log(
-            f"chatbot-backup: {name}: the run was killed before it had finished; run it again: systemctl start "
-            f"chatbot-backup"
-        )
+    try:
+        with only_one(dataclasses.replace(settings, lock_timeout=0)):
+            left = Runs(settings).killed()
+    except Failure:
+        return  # another run is at work, and will tell itself
+    for name in left:
+        again = "run it again: systemctl start chatbot-backup"
+        log(f"chatbot-backup: {name}: the run was killed before it had finished; {again}")
 
 
 def command_plan(settings: Settings, arguments: argparse.Namespace) -> None:
@@ -110,8 +114,8 @@ def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
         figures = drill.run(settings, arguments.source)
     log(
         f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
-        f"{figures['uploads']} uploads as "
-        f"recorded, read {figures['conversation']}; recovery time {figures['rto']} s, recovery point {figures['rpo']} s"
+        f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time {figures['rto']} s, "
+        f"recovery point {figures['rpo']} s"
     )
     print(json.dumps(figures))
 
@@ -167,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
 
 def stop(number: int, _: FrameType | None) -> None:
     """End in good order when systemd says so: programs that were started end with us, and the books are written."""
-    raise Failure(128 + number, "it was stopped before it had finished (a time limit, or by hand).")
+    raise Failure(STOPPED + number, "it was stopped before it had finished (a time limit, or by hand).")
 
 
 def main() -> int:

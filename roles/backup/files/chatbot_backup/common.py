@@ -21,6 +21,9 @@ LOCK = Path("/run/lock/chatbot-backup.lock")
 OTHER, USAGE, INCOMPLETE, NO_REPOSITORY, LOCKED, WRONG_PASSWORD, UNREACHABLE = 1, 2, 3, 10, 11, 12, 13
 READ_ONLY, DAMAGED, DUMP_FAILED, NOT_AS_RECORDED, DISK_FULL, NO_BACKUP, BUSY, KILLED = 14, 15, 20, 21, 28, 30, 75, 137
 
+# Above it, the number of the signal that ended the work.
+STOPPED = 128
+
 
 class Failure(Exception):  # noqa: N818 - the word that operators read
     """Something that ends the work: a message with cause and remedy, and an exit code."""

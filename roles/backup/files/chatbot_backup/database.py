@@ -50,8 +50,7 @@ class Server:
             raise Failure(
                 DUMP_FAILED,
                 f"PostgreSQL refuses, for database {database}: {first_line([done.stderr])}. Does it run? systemctl "
-                f"status "
-                "'postgresql@*'",
+                "status 'postgresql@*'",
             )
         return str(done.stdout).strip()
 

@@ -131,8 +131,7 @@ def scratch(manifest: dict[str, Any]) -> Iterator[None]:
         raise Failure(
             DISK_FULL,
             f"the drill needs {megabytes(need)} at {PLACE}, but the disk has only {megabytes(free)} free. Make room "
-            f"(df -h), or run "
-            "the drill on another host.",
+            "(df -h), or run the drill on another host.",
         )
     try:
         yield

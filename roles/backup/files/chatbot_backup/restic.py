@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,57 +33,54 @@ from chatbot_backup.common import (
 # restic has distinct exit codes only since 0.17 (Debian 12 has 0.14), so its words decide. The first that fits is
 # taken: what is certain comes before what may be several things.
 CAUSES = (
-    (("wrong password",), WRONG_PASSWORD),
-    (("already locked",), LOCKED),
-    (("no space left", "disk quota exceeded", "insufficient storage", "507 "), DISK_FULL),
-    (("read-only file system",), READ_ONLY),
+    (WRONG_PASSWORD, ("wrong password",)),
+    (LOCKED, ("already locked",)),
+    (DISK_FULL, ("no space left", "disk quota exceeded", "insufficient storage")),
+    (READ_ONLY, ("read-only file system",)),
     (
-        ("is there a repository at the following", "repository does not exist", "bucket does not exist"),
-        NO_REPOSITORY,
-    ),
-    (
+        UNREACHABLE,
         (
             "dial tcp", "connection refused", "no such host", "i/o timeout", "unable to start the sftp session",
-            "connection reset", "no route to host", "access denied", "accessdenied", "permission denied", "403 "
-            "forbidden",
-            "401 unauthorized", "signature we calculated", "network is unreachable", "service unavailable",
+            "connection reset", "no route to host", "access denied", "accessdenied", "permission denied",
+            "403 forbidden", "401 unauthorized", "signature we calculated", "network is unreachable",
+            "service unavailable",
         ),
-        UNREACHABLE,
     ),
+    # Older versions ask this whatever has kept them from looking: that comes first.
+    (NO_REPOSITORY, ("is there a repository at", "repository does not exist", "bucket does not exist")),
     (
+        DAMAGED,
         (
             "hash does not match id", "does not match", "ciphertext verification failed", "invalid data returned",
             "repository contains errors", "not found in index", "pack has error", "unexpected eof", "is damaged",
         ),
-        DAMAGED,
     ),
 )  # fmt: skip
 REMEDIES = {
     WRONG_PASSWORD: "the password does not open {it}. Put the password that made this repository into "
-    "chatbot_backup_password "
-    "(or the repository's own) and run site.yml --tags backup.",
+    "chatbot_backup_password (or the repository's own) and run site.yml --tags backup.",
     LOCKED: "another restic is at work in {it}. Wait for it; a lock that was left behind goes with: "
     "chatbot-backup restic --repository {name} unlock",
     DISK_FULL: "a disk is full at {it} (df -h shows which). Make room, or lower keep_daily and keep_weekly of {name} "
-    "in "
-    "backup_repositories.",
-    READ_ONLY: "{it} is read-only, so no backup can be written there. A disk with errors is mounted so: see dmesg and "
-    "mount, "
-    "then mount -o remount,rw.",
+    "in backup_repositories.",
+    READ_ONLY: "{it} is read-only, so no backup can be written there. A disk with errors is mounted so: see dmesg "
+    "and mount, then mount -o remount,rw.",
     NO_REPOSITORY: "there is no repository at {it}. Is a disk not mounted? A new one is made by: chatbot-backup init",
-    UNREACHABLE: "{it} cannot be reached or refuses us. Check {name} in backup_repositories (repository, environment) "
-    "and the "
-    "network.",
+    UNREACHABLE: "{it} cannot be reached or refuses us. Check {name} in backup_repositories (repository, "
+    "environment) and the network.",
     DAMAGED: "data in {it} is damaged. See what is lost with: chatbot-backup restic --repository {name} check "
-    "--read-data; "
-    "restore from another repository with: -e from=<name>.",
+    "--read-data; restore from another repository with: -e from=<name>.",
 }
+
+
+# What no second try mends.
+HOPELESS = (READ_ONLY, DISK_FULL)
 
 
 def cause(text: str) -> int:
     """Return our exit code for what restic has said."""
     said = text.lower()
-    return next((code for words, code in CAUSES if any(word in said for word in words)), OTHER)
+    return next((code for code, words in CAUSES if any(word in said for word in words)), OTHER)
 
 
 class Repository:
@@ -125,8 +123,7 @@ class Repository:
         return Failure(
             UNREACHABLE,
             f"{self.place.repository} did not answer in time. Check {self.name} in backup_repositories and the "
-            f"network; a large "
-            "first backup needs a longer backup_timeout.",
+            "network; a large first backup needs a longer backup_timeout.",
         )
 
     @contextmanager
@@ -146,6 +143,7 @@ class Repository:
                 start_new_session=True,
             )
             running = Running(started, errors)
+            threading.Thread(target=running.watch, daemon=True).start()
             try:
                 yield running
             finally:
@@ -232,10 +230,22 @@ class Running:
 
     def said(self) -> str:
         """Return its messages without the noise."""
-        self.errors.seek(0)
-        return "\n".join(
-            line for line in self.errors.read().splitlines() if line and "unable to open cache" not in line
-        )
+        # Not by seeking: restic goes on writing where that would lead.
+        text = os.pread(self.errors.fileno(), 1 << 20, 0).decode(errors="replace")
+        return "\n".join(line for line in text.splitlines() if line and "unable to open cache" not in line)
+
+    def watch(self) -> None:
+        """End a restic that goes on trying what cannot get better: newer ones would for 15 minutes."""
+        asked = 0.0
+        while self.popen.poll() is None:
+            with suppress(OSError, ValueError):
+                if cause(self.said()) in HOPELESS:
+                    # Once politely, so that it takes its lock away.
+                    os.killpg(
+                        self.popen.pid, signal.SIGKILL if asked and time.monotonic() > asked + 5 else signal.SIGINT
+                    )
+                    asked = asked or time.monotonic()
+            time.sleep(0.5)
 
     def end(self) -> None:
         """End it without a snapshot, if it still runs: first politely, so that it takes its lock away."""

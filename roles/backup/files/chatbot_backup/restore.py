@@ -6,6 +6,7 @@ What the swap replaces is kept, and a record of each restore says where, so that
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -109,8 +110,7 @@ def read_manifest(repository: Repository, backup: Backup) -> dict[str, Any]:
         raise Failure(
             DAMAGED,
             f"backup {backup.name} in {repository.name} is not complete: its {' and '.join(missing)} snapshot was "
-            f"removed. "
-            "Choose another one from playbooks/backups.yml, or another repository with -e from=<name>.",
+            "removed. Choose another one from playbooks/backups.yml, or another repository with -e from=<name>.",
         )
     return manifest
 
@@ -135,8 +135,7 @@ def plan(settings: Settings, at: str, what: str, source: str) -> Plan:
         raise Failure(
             NO_BACKUP,
             f"backup {backup.name} holds no {what if what != 'all' else 'database and no uploads'} that this host "
-            f"could take. "
-            "playbooks/backups.yml lists the others.",
+            "could take. playbooks/backups.yml lists the others.",
         )
     made = Plan(repository, backup, manifest, parts)
     if "database" in parts:
@@ -169,8 +168,7 @@ def check_version(manifest: dict[str, Any], server: Server) -> None:
         raise Failure(
             USAGE,
             f"the backup is from PostgreSQL {theirs}, this host has {ours}, which cannot read it. Restore it on a "
-            f"host with "
-            f"PostgreSQL {theirs} or newer (Debian 13 has 17).",
+            f"host with PostgreSQL {theirs} or newer (Debian 13 has 17).",
         )
 
 
@@ -188,8 +186,8 @@ def check_room(made: Plan) -> None:
             raise Failure(
                 DISK_FULL,
                 f"the restore needs {megabytes(need + RESERVE)} at {directory}, but the disk has only "
-                f"{megabytes(free)} free. Make "
-                f"room (df -h), for example by dropping old {made.settings.database}_before_… databases.",
+                f"{megabytes(free)} free. Make room (df -h), for example by dropping old "
+                f"{made.settings.database}_before_… databases.",
             )
 
 
@@ -224,8 +222,10 @@ def clean(settings: Settings) -> None:
     for directory in [*STATE.glob("restore-*"), *settings.uploads.parent.glob(f"{settings.uploads.name}.restore-*")]:
         shutil.rmtree(directory, ignore_errors=True)
     if settings.database:
-        for name in Server().databases(f"{settings.database}_restore_"):
-            Server().drop(name)
+        prefix = f"{settings.database}_restore_"
+        for name in Server().databases(prefix):
+            if re.fullmatch(r"\d{8}t\d{6}", name.removeprefix(prefix)):
+                Server().drop(name)
 
 
 def fill(
@@ -266,8 +266,7 @@ def untouched(failure: Failure) -> Failure:
     return Failure(
         failure.code,
         f"{failure} Nothing was changed: what was in use still is. Choose another backup from playbooks/backups.yml "
-        f"with "
-        "-e at=<backup>, or another repository with -e from=<name>.",
+        "with -e at=<backup>, or another repository with -e from=<name>.",
     )
 
 
@@ -449,9 +448,8 @@ def check_kept(settings: Settings, last: dict[str, Any]) -> None:
             raise Failure(
                 NO_BACKUP,
                 f"{step['old']}, which the restore of {last['backup']} had set aside, is gone; nothing was changed. "
-                f"The state before it "
-                "is a backup, too: chatbot-backup list shows it as pre-restore, and restore.yml -e at=<backup> "
-                "restores it.",
+                "The state before it is a backup, too: chatbot-backup list shows it as pre-restore, and restore.yml "
+                "-e at=<backup> restores it.",
             )
 
 
