@@ -42,8 +42,12 @@ def test_backup_without_manifest_is_none() -> None:
 
 
 def test_snapshots_of_others_are_left_alone() -> None:
-    foreign = [{"id": "a" * 64, "tags": ["part-files"]}, {"id": "b" * 64, "tags": None}, {"id": "c" * 64}]
-    old = [{"id": "d" * 64, "tags": ["chatbot"], "time": "2026"}]
+    foreign: list[dict[str, Any]] = [
+        {"id": "a" * 64, "tags": ["part-files"]},
+        {"id": "b" * 64, "tags": None},
+        {"id": "c" * 64},
+    ]
+    old: list[dict[str, Any]] = [{"id": "d" * 64, "tags": ["chatbot"], "time": "2026"}]
     assert catalogue.backups(foreign + old) == []
     assert catalogue.left_over(foreign + old) == []
 

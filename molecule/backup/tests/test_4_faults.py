@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from testbed.verify import eventually
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.usefixtures("untouched")]
 
@@ -121,29 +122,31 @@ def test_removed_part_of_a_backup_is_noticed(host, backups):
 def test_kill_during_a_backup(host, backups):
     """kill -9 of everything while the files are read: half a backup is none, and the next run clears it away."""
     host.check_output("head -c 400m /dev/urandom > /var/lib/chatbot/uploads/big.bin")
-    count = len(backups.known("local"))
+
+    def dumps() -> set[str]:
+        return {s["id"] for s in backups.snapshots("local") if "part-database" in (s["tags"] or [])}
+
+    known, before = backups.known("local"), dumps()
     try:
         host.check_output("systemctl start --no-block chatbot-backup")
         host.check_output(
-            "for n in $(seq 1200); do pgrep -f 'restic backup.*part-files' >/dev/null && break; sleep 0.05; done;"
+            "for n in $(seq 1200); do pgrep -f '[r]estic backup.*part-files' >/dev/null && break; sleep 0.05; done;"
             " sleep 0.5;"
             " systemctl kill --kill-whom=all --signal=KILL chatbot-backup"
         )
-        host.run("for n in $(seq 100); do systemctl is-active -q chatbot-backup || break; sleep 0.1; done; sleep 1")
+        eventually(lambda: host.check_output("systemctl show -P ActiveState chatbot-backup") == "failed")
         values = backups.metrics()
         assert values["backup_last_run_success"] == {"local": 0, "offsite": 0}
         assert values["backup_last_exit_code"]["local"] == 137
         log = host.check_output("journalctl --unit chatbot-backup --lines 8 --output cat --no-pager")
         assert "local: the run was killed before it had finished" in log
-        assert len(backups.known("local")) == count
-        parts = [s for s in backups.snapshots("local") if "part-database" in (s["tags"] or [])]
-        assert len(parts) == count + 1, "it was over, or had not begun, when it was killed"
+        assert backups.known("local") == known
+        half = dumps() - before
+        assert len(half) == 1, "it was over, or had not begun, when it was killed"
     finally:
         host.check_output("rm /var/lib/chatbot/uploads/big.bin")
     recovered(backups)
-    assert len([s for s in backups.snapshots("local") if "part-database" in (s["tags"] or [])]) == len(
-        backups.known("local")
-    )
+    assert not half & dumps()
     assert backups.restic("local", "list locks --no-lock") == ""
 
 
