@@ -124,7 +124,7 @@ def test_kill_during_a_backup(host, backups):
     host.check_output("head -c 400m /dev/urandom > /var/lib/chatbot/uploads/big.bin")
 
     def dumps() -> set[str]:
-        return {s["id"] for s in backups.snapshots("local") if "part-database" in (s["tags"] or [])}
+        return {s["id"] for s in backups.snapshots("local") if "part-database" in (s.get("tags") or [])}
 
     known, before = backups.known("local"), dumps()
     try:
