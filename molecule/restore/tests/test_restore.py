@@ -135,19 +135,3 @@ def test_deleted_conversation_comes_back_behind_the_maintenance_page(host, call,
         "SELECT datname FROM pg_database WHERE datname LIKE 'chatbot\\_%'",
     ).split():
         host.check_output("cd / && runuser -u postgres -- dropdb %s", name)
-
-
-def test_failed_restore_takes_the_maintenance_page_away(host, call, conversation):
-    host.check_output("systemctl start chatbot-backup && cp -a /var/backups/chatbot /root/kept")
-    try:
-        # The dump only: the manifest and the index can be read.
-        host.check_output(
-            "for pack in $(find /var/backups/chatbot/data -type f -size +20k); do"
-            " printf 'XXXXXXXX' | dd of=$pack bs=1 seek=9000 conv=notrunc status=none; done"
-        )
-        result = play(host, "playbooks/restore.yml", safety="false")
-        assert result.code != 0
-        assert "Nothing was changed" in result.words
-        assert call("GET", conversation)[0] == 200
-    finally:
-        host.check_output("rm -rf /var/backups/chatbot && mv /root/kept /var/backups/chatbot")
