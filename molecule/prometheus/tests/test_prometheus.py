@@ -185,7 +185,7 @@ def test_every_expression_is_valid(host):
 def test_metrics_of_the_expressions_exist(host):
     application = (ROOT / "app/chatbot/metrics.py").read_text()
     declared = set(re.findall(r'"(chatbot_\w+)"', application))
-    backup = "".join(path.read_text() for path in (ROOT / "roles/backup/files").rglob("*") if path.is_file())
+    backup = "".join(path.read_text() for path in (ROOT / "roles/backup/files").rglob("*.py"))
     declared |= set(re.findall(r"\bbackup_\w+", backup))
     declared |= set(
         re.findall(r"\bcertificate_\w+", (ROOT / "roles/node_exporter/files/certificate-metrics").read_text())
