@@ -70,7 +70,7 @@ def test_full_disk_fails(look):
 
 @pytest.mark.parametrize(("hours", "verdict"), [(3, "OK"), (30, "WARN"), (60, "FAIL")])
 def test_age_of_the_backup_is_judged(host, look, hours, verdict):
-    content = json.dumps({"timestamp": time.time() - hours * 3600, "snapshot": "0123abcd", "snapshots": 7})
+    content = json.dumps({"timestamp": time.time() - hours * 3600, "snapshot": "0123abcd", "backups": 7})
     host.check_output("printf %%s %s > /run/last-success.json", content)
     code, lines, _ = look(health_backup_file="/run/last-success.json")
     assert lines["backup"][0] == verdict

@@ -197,7 +197,7 @@ def backup(settings: dict[str, Any]) -> Iterator[Row]:
         return
     hours = seconds / 3600
     verdict = FAIL if hours > settings["backup_hours_fail"] else WARN if hours > settings["backup_hours_warn"] else OK
-    detail = f"{age(seconds)} ago, snapshot {last.get('snapshot', '?')}, {last.get('snapshots', '?')} kept"
+    detail = f"{age(seconds)} ago, snapshot {last.get('snapshot', '?')}, {last.get('backups', '?')} kept"
     yield Row(verdict, "backup", detail if verdict == OK else f"{detail}; see: journalctl -u chatbot-backup -n 50")
 
 
