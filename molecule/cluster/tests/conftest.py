@@ -7,8 +7,6 @@ import json
 from typing import Any
 
 import pytest
-from crowd import Crowd
-from testbed import helpers
 from testbed.docker import execute, inspect
 from testbed.verify import REPOSITORY, Played, play
 
@@ -30,7 +28,7 @@ def _of_one_host() -> Any:
 
 _update = _of_one_host()
 _update.SETTINGS = SETTINGS
-begin, source, variables = _update.begin, _update.source, _update.variables
+begin, crowd, source, variables = _update.begin, _update.crowd, _update.source, _update.variables
 
 
 def on(name: str, script: str) -> str:
@@ -67,19 +65,3 @@ def operator(host: Any) -> Any:
         return play(host, f"playbooks/{name}.yml", f"--extra-vars=@{SETTINGS}", "--limit=all", *arguments, **extra)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def crowd(variables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Users who are there all the time; at the end the table of what they saw."""
-    authority = tmp_path_factory.mktemp("authority") / "root.pem"
-    authority.write_text(helpers.issuing_root())
-    account = (variables["chatbot_contact_email"], variables["chatbot_admin_password"])
-    users = Crowd(variables["chatbot_domain"], variables["ansible_host"], authority, account)
-    users.start()
-    yield users
-    users.stop()
-    print(f"\n{users.table()}")
-    directory = REPOSITORY / ".cache/logs"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "cluster-table.txt").write_text("\n".join([users.table(), *users.failures, ""]))

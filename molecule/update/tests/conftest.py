@@ -150,4 +150,4 @@ def crowd(variables: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -
     print(f"\n{users.table()}")
     directory = REPOSITORY / ".cache/logs"
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "update-table.txt").write_text("\n".join([users.table(), *users.failures, ""]))
+    (directory / f"{SETTINGS.stem}-table.txt").write_text("\n".join([users.table(), *users.failures, ""]))
