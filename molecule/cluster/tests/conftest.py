@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from testbed.docker import execute, inspect
+from testbed import application
+from testbed.docker import execute, inspect, lock
 from testbed.verify import REPOSITORY, Played, play
 
 SETTINGS = REPOSITORY / "molecule/cluster/vars/cluster.yml"
@@ -29,6 +31,18 @@ def _of_one_host() -> Any:
 _update = _of_one_host()
 _update.SETTINGS = SETTINGS
 begin, crowd, source, variables = _update.begin, _update.crowd, _update.source, _update.variables
+
+
+@pytest.fixture(scope="session")
+def image(source: Any) -> Any:
+    """A function: a release as several hosts get it, built once, by its digest in the registry."""
+
+    def make(name: str) -> str:
+        directory = Path(source(name))
+        with lock():
+            return application.publish(directory)
+
+    return make
 
 
 def on(name: str, script: str) -> str:

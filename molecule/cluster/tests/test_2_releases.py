@@ -45,10 +45,10 @@ def release_lock() -> Any:
     }
 
 
-def test_good_release(crowd, operator, source):
+def test_good_release(crowd, operator, image):
     before = agreed()
     with crowd.event("good release, two hosts") as event:
-        played = operator("rolling_update", chatbot_source=source("good"))
+        played = operator("rolling_update", chatbot_image=image("good"))
     assert played.code == 0, played.output[-3000:]
     assert agreed() != before
     assert last(played.output) == f"RELEASE ALL NEW: {agreed()} serves on 2 of 2 app hosts."
@@ -56,13 +56,13 @@ def test_good_release(crowd, operator, source):
     crowd.assert_unharmed(event)
 
 
-def test_gate_fails_on_one_host(crowd, operator, source):
+def test_gate_fails_on_one_host(crowd, operator, image):
     """The second host cannot reach its model: the first one, where all is well, does not switch either."""
     before = agreed()
     with crowd.event("gate fails on one of two") as event:
         played = operator(
             "rolling_update",
-            chatbot_source=source("half"),
+            chatbot_image=image("half"),
             chatbot_model_base_url="http://172.30.10.1:{{ 9 if inventory_hostname == 'app2' else 8080 }}/v1",
         )
     assert played.code != 0
@@ -73,12 +73,12 @@ def test_gate_fails_on_one_host(crowd, operator, source):
     crowd.assert_unharmed(event)
 
 
-def test_container_of_one_host_dies_in_the_middle(crowd, begin, source):
+def test_container_of_one_host_dies_in_the_middle(crowd, begin, image):
     """After the switch: the other host goes back as well, and what nginx had for the dead one goes to its neighbour."""
     before, colour = agreed(), "green" if state("app2")["colour"] == "blue" else "blue"
     with crowd.event("container of one host dies") as event:
         running = begin(
-            "rolling_update", f"--extra-vars=chatbot_source={source('dying')}", "--extra-vars=chatbot_bake_seconds=60"
+            "rolling_update", f"--extra-vars=chatbot_image={image('dying')}", "--extra-vars=chatbot_bake_seconds=60"
         )
         running.reaches("New release is watched while the old one is warm")
         on("app2", f"docker update --restart=no chatbot-{colour} && docker kill chatbot-{colour}")
@@ -92,12 +92,12 @@ def test_container_of_one_host_dies_in_the_middle(crowd, begin, source):
     assert event.counts["failed"] == event.counts["broken"] == 0, crowd.failures[-5:]
 
 
-def test_host_dies_in_the_middle(crowd, begin, operator, source):
+def test_host_dies_in_the_middle(crowd, begin, operator, image):
     """Its machine stops after the switch. Back again it serves the old release, as the other does, before any run."""
     before = agreed()
-    release = source("lost")
+    release = image("lost")
     with crowd.event("host dies in the bake") as event:
-        running = begin("rolling_update", f"--extra-vars=chatbot_source={release}")
+        running = begin("rolling_update", f"--extra-vars=chatbot_image={release}")
         running.reaches("New release is watched while the old one is warm")
         docker("kill", "cluster-app2")
         running.process.wait(timeout=400)
@@ -116,7 +116,7 @@ def test_host_dies_in_the_middle(crowd, begin, operator, source):
         assert one.counts["failed"] == one.counts["broken"] == 0, crowd.failures[-5:]
     # The same command again.
     with crowd.event("the same release again") as again:
-        played = operator("rolling_update", chatbot_source=release)
+        played = operator("rolling_update", chatbot_image=release)
     assert played.code == 0, played.output[-3000:]
     assert last(played.output) == f"RELEASE ALL NEW: {agreed()} serves on 2 of 2 app hosts."
     crowd.assert_unharmed(again)

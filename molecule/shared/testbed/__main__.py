@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 
-from . import helpers, hosts, images, settled
+from . import application, helpers, hosts, images, settled
 from .docker import TestbedError, docker, lock
 
 
@@ -15,6 +15,7 @@ def _up(_: argparse.Namespace) -> None:
         helpers.ensure_all()
         for name in images.SUITES:
             settled.build(name)
+        application.publish()
 
 
 def _create(options: argparse.Namespace) -> None:
@@ -36,7 +37,7 @@ def _down(options: argparse.Namespace) -> None:
             for volume in ("chatbot-testbed-apt", "chatbot-testbed-registry", "chatbot-testbed-pip"):
                 docker("volume", "rm", volume, check=False)
             settled_hosts = (f"{suite}-settled" for suite in images.SUITES)
-            for image in (*settled_hosts, *images.SUITES, "helper", "trixie-slim"):
+            for image in (*settled_hosts, *images.SUITES, "helper", "trixie-slim", "application"):
                 docker("rmi", images.repository(image), check=False)
 
 

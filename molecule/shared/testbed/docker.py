@@ -27,13 +27,21 @@ def say(message: str) -> None:
     print(f"testbed: {message}", file=sys.stderr, flush=True)
 
 
-def run(*command: str, check: bool = True, stdin: str | None = None, timeout: float = 600) -> str:
-    """Run a command and return its standard output, stripped.
+def run(
+    *command: str,
+    check: bool = True,
+    stdin: str | None = None,
+    timeout: float = 600,
+    environment: dict[str, str] | None = None,
+) -> str:
+    """Run a command and return its standard output, stripped; `timeout` in seconds.
 
     Raises:
         TestbedError: with the command and the last lines it printed, when it exits non-zero and check is set.
     """
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False)
+    done = subprocess.run(
+        command, input=stdin, capture_output=True, text=True, timeout=timeout, check=False, env=environment
+    )
     if check and done.returncode:
         tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-15:])
         raise TestbedError(f"`{' '.join(command)}` failed with exit code {done.returncode}:\n{tail}")

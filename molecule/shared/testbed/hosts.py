@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import helpers, images, settled
+from . import application, helpers, images, settled
 from .docker import CACHE, REPOSITORY, TestbedError, docker, execute, inspect, lock, run, say, wait_until
 
 GROUPS = ("db", "edge", "app", "monitoring")
@@ -30,6 +30,7 @@ class Host:
         memory: memory limit as docker takes it, e.g. "2g"; empty for none.
         user: account that Ansible logs in with; a bare host knows only root.
         package_lists: whether apt's lists are there, as on some providers' images and not on others.
+        pulls_image: whether the host gets the application from the registry, by its digest, instead of building it.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Host:
     memory: str = ""
     user: str = "root"
     package_lists: bool = True
+    pulls_image: bool = False
 
     def image(self) -> str:
         """Return the name of the image for the suite."""
@@ -125,7 +127,9 @@ def _settle(scenario: str, host: Host, public_key: str) -> str:
     return execute(name, "cat /etc/ssh/ssh_host_*_key.pub")
 
 
-def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_hosts: list[str]) -> None:
+def _write_inventory(
+    scenario: str, found: dict[str, tuple[Host, str]], known_hosts: list[str], image: str = ""
+) -> None:
     folder, keys = directory(scenario), private(scenario)
     (keys / "known_hosts").write_text("\n".join(known_hosts) + "\n")
     trust = keys / "authorities"
@@ -135,7 +139,7 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
         shutil.copy(path, trust)
     (trust / "testbed.crt").write_text(helpers.acme_authority())
     checked = f"-o UserKnownHostsFile={keys / 'known_hosts'} -o StrictHostKeyChecking=yes"
-    hosts = {}
+    hosts: dict[str, dict[str, str | list[str]]] = {}
     groups: dict[str, dict[str, dict[str, None]]] = {}
     for name, (host, address) in found.items():
         hosts[name] = {
@@ -146,6 +150,8 @@ def _write_inventory(scenario: str, found: dict[str, tuple[Host, str]], known_ho
             "testbed_container": container(scenario, name),
             "testbed_suite": host.suite,
         }
+        if host.pulls_image:
+            hosts[name] |= {"chatbot_image": image, "docker_insecure_registries": [application.REGISTRY]}
         for group in host.groups:
             groups.setdefault(group, {}).setdefault("hosts", {})[name] = None
     inventory = {
@@ -204,7 +210,11 @@ def create(scenario: str, hosts: list[Host], *, keep: bool = False) -> Path:
         known_hosts += [f"{address} {line.rsplit(' ', 1)[0]}" for line in keys.splitlines()]
         helpers.add_name(host.domain, address)
         say(f"host {name} ({host.suite}) is up at {address}, as {host.domain}")
-    _write_inventory(scenario, found, known_hosts)
+    image = ""
+    if any(host.pulls_image for host in hosts):
+        with lock():
+            image = application.publish()
+    _write_inventory(scenario, found, known_hosts, image)
     return folder
 
 
