@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+PROGRAMS = Path(sys.executable).parent
 
 
 class Played(NamedTuple):
@@ -41,14 +42,23 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
     """
     known = host.ansible.get_variables()
     command = [
-        str(Path(sys.executable).with_name("ansible-playbook")),
+        str(PROGRAMS / "ansible-playbook"),
         f"--inventory={known['testbed_directory']}/hosts.yml",
         f"--limit={known['inventory_hostname']}",
         f"--extra-vars={json.dumps(variables)}",
         *arguments,
         str(REPOSITORY / playbook),
     ]
-    environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    return run_as_operator(command)
+
+
+def run_as_operator(command: list[str], limit: float = 900) -> Played:
+    """Run a command in the repository as after `source .venv/bin/activate`, for at most `limit` seconds."""
+    environment = os.environ | {
+        "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+        "ANSIBLE_NOCOLOR": "1",
+        "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+    }
     for name in ("ANSIBLE_FORCE_COLOR", "ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS"):
         environment.pop(name, None)
     # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
@@ -60,7 +70,7 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            timeout=900,
+            timeout=limit,
             check=False,
         )
         output.seek(0)

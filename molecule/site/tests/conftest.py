@@ -1,5 +1,6 @@
 """What the tests of the whole site share: a client that comes from outside, and a way to run playbooks."""
 
+import re
 import time
 import uuid
 
@@ -51,6 +52,11 @@ def playbook(host):
         return play(host, f"playbooks/{name}", *arguments)
 
     return run
+
+
+def recap(output):
+    """What a playbook's recap counts for its host."""
+    return {word: int(number) for word, number in re.findall(r"(changed|failed|unreachable)=(\d+)", output)}
 
 
 # Prints the name of the container that serves.

@@ -92,7 +92,10 @@ class Running:
             str(REPOSITORY / f"playbooks/{name}.yml"),
         ]
         environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        environment.pop("ANSIBLE_FORCE_COLOR", None)
+        for name in ("ANSIBLE_FORCE_COLOR", "ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS"):
+            environment.pop(name, None)
+        # Without it a task's name is printed only when its first result is there, which is too late to interrupt it.
+        environment["ANSIBLE_DISPLAY_SKIPPED_HOSTS"] = "true"
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(

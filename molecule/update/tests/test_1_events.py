@@ -8,6 +8,8 @@ import signal
 from typing import Any
 
 import pytest
+from conftest import SETTINGS
+from testbed.runbook import blocks, perform
 from testbed.verify import eventually, play
 
 STATE = "cat /opt/chatbot/state.json"
@@ -118,10 +120,12 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
 
 @pytest.mark.timeout(600)
 def test_rollback(host, crowd, operator, source):
+    """As the runbook for a bad release has it."""
     before = state(host)
+    (block,) = [block for block in blocks("bad-release") if block.heading == "Commands"]
     with crowd.event("rollback") as event:
-        played = operator("rollback")
-    all_new(played, before["previous"])
+        output = perform(host, block, {".yml -i": f".yml --extra-vars=@{SETTINGS} -i"})
+    assert last(output) == f"RELEASE ALL NEW: {before['previous']} serves on 1 of 1 app host."
     assert serving(host) == state(host)["release"] == before["previous"]
     assert manifest(host, before["release"])["verdict"] == "rolled back"
     crowd.assert_unharmed(event)

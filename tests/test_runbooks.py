@@ -1,0 +1,45 @@
+"""The runbooks have one form, and somebody runs each of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from repository import shown, text_of, tracked
+from test_new_inventory import repository, run
+from testbed.runbook import RUNBOOKS, blocks
+
+__all__ = ["repository"]
+
+BOOKS = sorted(path for path in RUNBOOKS.glob("*.md") if path.name != "README.md")
+PARTS = ["Detection", "Decision", "Commands", "Verification", "After-care"]
+TESTS = "\n".join(text_of(path) for path in tracked() if re.match(r"(molecule/.*/)?tests/.*\.py$", shown(path)))
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=shown)
+def test_runbook_has_the_five_parts(book: Path) -> None:
+    assert re.findall(r"^## (.+)$", text_of(book), re.MULTILINE) == PARTS
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=shown)
+def test_runbook_is_in_the_list_and_is_run(book: Path) -> None:
+    assert f"({book.name})" in text_of(RUNBOOKS / "README.md")
+    assert blocks(book.stem), "it has no commands"
+    assert f'"{book.stem}"' in TESTS
+
+
+@pytest.mark.parametrize("book", BOOKS, ids=shown)
+def test_every_block_says_where_it_runs(book: Path) -> None:
+    assert set(re.findall(r"^```(.+)$", text_of(book), re.MULTILINE)) <= {"sh", "sh host"}
+
+
+def test_new_inventory_of_lost_credentials(repository: Path) -> None:
+    """The lost password stays under another name, and the new inventory opens with the new one."""
+    (repository / ".vault-password").write_text("nobody knows it any more\n")
+    (block,) = [block for block in blocks("lost-credentials") if block.heading == "A new inventory"]
+    done = run(repository, "bash", "-euc", block.commands)
+    assert done.returncode == 0, done.stderr
+    assert (repository / ".vault-password.lost").read_text() == "nobody knows it any more\n"
+    opened = run(repository, "ansible-vault", "view", "inventories/prod2/group_vars/all/vault.yml")
+    assert "vault_chatbot_backup_password" in opened.stdout
