@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
-from testbed.verify import play
+from testbed.verify import play, run_as_operator
 
 
 def site(host, *arguments, **variables):
@@ -58,6 +60,20 @@ def test_missing_domain(host, name):
     assert f"{name} is not ready; nothing was changed. 1 problem:" in output
     assert "chatbot_domain has no value." in output
     assert "changed=0" in output
+
+
+@pytest.mark.usefixtures("unchanged")
+def test_inventory_of_an_earlier_version(host, name, tmp_path):
+    directory = tmp_path / "inventory"
+    shutil.copytree(host.ansible.get_variables()["testbed_directory"], directory)
+    shared = directory / "group_vars/all/1-shared.yml"
+    lines = shared.read_text().splitlines(keepends=True)
+    shared.write_text("".join(line for line in lines if not line.startswith("chatbot_address_")))
+    command = ["ansible-playbook", f"--inventory={directory}/hosts.yml", f"--limit={name}", "playbooks/site.yml"]
+    played = run_as_operator(command)
+    assert played.code != 0
+    assert f"{name} is not ready; nothing was changed. 1 problem:" in played.words
+    assert "does not know chatbot_address_blue, chatbot_address_green. Copy what" in played.words
 
 
 @pytest.mark.usefixtures("unchanged", "old_system", "port_taken")
