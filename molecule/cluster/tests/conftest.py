@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from testbed import application
 from testbed.docker import execute, inspect, lock
-from testbed.verify import REPOSITORY, Played, play
+from testbed.verify import REPOSITORY
 
 SETTINGS = REPOSITORY / "molecule/cluster/vars/cluster.yml"
 APPLICATION = ("app1", "app2")
@@ -30,7 +30,9 @@ def _of_one_host() -> Any:
 
 _update = _of_one_host()
 _update.SETTINGS = SETTINGS
-begin, crowd, source, variables = _update.begin, _update.crowd, _update.source, _update.variables
+_update.EXTRA = [f"--extra-vars=@{SETTINGS}", "--limit=all"]
+begin, crowd, operator = _update.begin, _update.crowd, _update.operator
+source, variables = _update.source, _update.variables
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +71,3 @@ def served() -> dict[str, str]:
         line: on("edge1", f"python3 -c '{ASK}' http://{line}/api/v1/ready 2>/dev/null || true") for line in lines
     }
     return {line: str(json.loads(answer)["release"]) for line, answer in answers.items() if answer}
-
-
-@pytest.fixture(scope="module")
-def operator(host: Any) -> Any:
-    """Run one of the operator's playbooks on the whole site."""
-
-    def run(name: str, *arguments: str, **extra: Any) -> Played:
-        return play(host, f"playbooks/{name}.yml", f"--extra-vars=@{SETTINGS}", "--limit=all", *arguments, **extra)
-
-    return run

@@ -17,6 +17,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PROGRAMS = Path(sys.executable).parent
+# Of the run of Molecule that a test is a part of.
+_STRATEGY = {name: os.environ[name] for name in ("ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS") if name in os.environ}
 
 
 class Played(NamedTuple):
@@ -31,17 +33,10 @@ class Played(NamedTuple):
         return " ".join(self.output.split())
 
 
-def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> Played:
-    """Run a playbook against the host under test, from the control node and over SSH.
-
-    Args:
-        host: testinfra's host.
-        playbook: path, absolute or from the repository's root.
-        arguments: further arguments of ansible-playbook.
-        variables: extra variables, of any type that JSON has.
-    """
+def command_of(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> list[str]:
+    """Return the command that runs a playbook against the host under test; see play()."""
     known = host.ansible.get_variables()
-    command = [
+    return [
         str(PROGRAMS / "ansible-playbook"),
         f"--inventory={known['testbed_directory']}/hosts.yml",
         f"--limit={known['inventory_hostname']}",
@@ -49,18 +44,41 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
         *arguments,
         str(REPOSITORY / playbook),
     ]
-    return run_as_operator(command)
+
+
+def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> Played:
+    """Run a playbook against the host under test, from the control node and over SSH.
+
+    As Molecule runs the roles, with Mitogen's strategy: see .config/molecule/config.yml. The tests of the whole site,
+    and all that interrupt a run, take Ansible's own: run_as_operator().
+
+    Args:
+        host: testinfra's host.
+        playbook: path, absolute or from the repository's root.
+        arguments: further arguments of ansible-playbook.
+        variables: extra variables, of any type that JSON has.
+    """
+    return _run(command_of(host, playbook, *arguments, **variables), operators_environment() | _STRATEGY, 900)
 
 
 def run_as_operator(command: list[str], limit: float = 900) -> Played:
     """Run a command in the repository as after `source .venv/bin/activate`, for at most `limit` seconds."""
+    return _run(command, operators_environment(), limit)
+
+
+def operators_environment() -> dict[str, str]:
+    """Return the environment of somebody who has activated the virtual environment, without Molecule's settings."""
     environment = os.environ | {
         "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
         "ANSIBLE_NOCOLOR": "1",
         "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
     }
-    for name in ("ANSIBLE_FORCE_COLOR", "ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS"):
+    for name in ("ANSIBLE_FORCE_COLOR", *_STRATEGY):
         environment.pop(name, None)
+    return environment
+
+
+def _run(command: list[str], environment: dict[str, str], limit: float) -> Played:
     # Into a file: ssh's shared connection outlives the playbook and would keep a pipe open.
     with tempfile.TemporaryFile("w+") as output:
         done = subprocess.run(

@@ -7,7 +7,7 @@ import uuid
 import pytest
 from testbed import helpers
 from testbed.chat import ChatClient, ChatError
-from testbed.verify import play
+from testbed.verify import command_of, run_as_operator
 
 # A question with a long answer, whatever model answers it.
 STORY = "Write a long story about a lighthouse keeper, in at least ten sentences."
@@ -49,7 +49,7 @@ def playbook(host):
     """Run a playbook against the host under test; return (exit code, output)."""
 
     def run(name, *arguments):
-        return play(host, f"playbooks/{name}", *arguments)
+        return run_as_operator(command_of(host, f"playbooks/{name}", *arguments))
 
     return run
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,11 @@ from typing import Any
 import pytest
 from crowd import Crowd
 from testbed import helpers
-from testbed.verify import REPOSITORY, Played, eventually, play
+from testbed.verify import REPOSITORY, Played, command_of, eventually, operators_environment, play
 
 SETTINGS = REPOSITORY / "molecule/update/vars/update.yml"
+# The scenario's settings, and all of its hosts: those of the scenario `cluster` make one site.
+EXTRA = [f"--extra-vars=@{SETTINGS}", "--limit=all"]
 # Lines at the end of chatbot/wsgi.py, which every worker reads as its last.
 CHANGES = {
     "crashing": "raise RuntimeError('this release does not start')",
@@ -75,7 +75,7 @@ def operator(host: Any) -> Any:
     """Run one of the operator's playbooks, with this scenario's settings."""
 
     def run(name: str, *arguments: str, **extra: Any) -> Played:
-        return play(host, f"playbooks/{name}.yml", f"--extra-vars=@{SETTINGS}", *arguments, **extra)
+        return play(host, f"playbooks/{name}.yml", *EXTRA, *arguments, **extra)
 
     return run
 
@@ -83,19 +83,9 @@ def operator(host: Any) -> Any:
 class Running:
     """A playbook that is under way, to be interrupted."""
 
-    def __init__(self, variables: dict[str, Any], log: Path, name: str, *arguments: str) -> None:
-        command = [
-            str(Path(sys.executable).with_name("ansible-playbook")),
-            f"--inventory={variables['testbed_directory']}/hosts.yml",
-            f"--extra-vars=@{SETTINGS}",
-            *arguments,
-            str(REPOSITORY / f"playbooks/{name}.yml"),
-        ]
-        environment = os.environ | {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        for name in ("ANSIBLE_FORCE_COLOR", "ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS"):
-            environment.pop(name, None)
+    def __init__(self, command: list[str], log: Path) -> None:
         # Without it a task's name is printed only when its first result is there, which is too late to interrupt it.
-        environment["ANSIBLE_DISPLAY_SKIPPED_HOSTS"] = "true"
+        environment = operators_environment() | {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"}
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -126,12 +116,13 @@ class Running:
 
 
 @pytest.fixture
-def begin(variables: dict[str, Any], tmp_path: Path) -> Any:
+def begin(host: Any, tmp_path: Path) -> Any:
     """Begin one of the operator's playbooks; the test interrupts it."""
     begun: list[Running] = []
 
     def start(name: str, *arguments: str) -> Running:
-        begun.append(Running(variables, tmp_path / f"{len(begun)}.log", name, *arguments))
+        command = command_of(host, f"playbooks/{name}.yml", *EXTRA, *arguments)
+        begun.append(Running(command, tmp_path / f"{len(begun)}.log"))
         return begun[-1]
 
     yield start
