@@ -19,19 +19,21 @@ TESTS = "\n".join(text_of(path) for path in tracked() if re.match(r"(molecule/.*
 
 @pytest.mark.parametrize("book", BOOKS, ids=shown)
 def test_runbook_has_the_five_parts(book: Path) -> None:
-    assert re.findall(r"^## (.+)$", text_of(book), re.MULTILINE) == PARTS
+    """Others may stand between them, as the way back."""
+    headings = re.findall(r"^## (.+)$", text_of(book), re.MULTILINE)
+    assert [heading for heading in headings if heading in PARTS] == PARTS
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=shown)
 def test_runbook_is_in_the_list_and_is_run(book: Path) -> None:
     assert f"({book.name})" in text_of(RUNBOOKS / "README.md")
     assert blocks(book.stem), "it has no commands"
-    assert f'"{book.stem}"' in TESTS
+    assert re.search(rf'"{book.stem}"|/{book.name}"', TESTS)
 
 
 @pytest.mark.parametrize("book", BOOKS, ids=shown)
 def test_every_block_says_where_it_runs(book: Path) -> None:
-    assert set(re.findall(r"^```(.+)$", text_of(book), re.MULTILINE)) <= {"sh", "sh host"}
+    assert set(re.findall(r"^ *```(.+)$", text_of(book), re.MULTILINE)) <= {"sh", "sh host"}
 
 
 def test_new_inventory_of_lost_credentials(repository: Path) -> None:

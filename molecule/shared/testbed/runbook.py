@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from .verify import REPOSITORY, run_as_operator
 
 RUNBOOKS = REPOSITORY / "docs/runbooks"
-BLOCK = re.compile(r"^```sh( host)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^ *```(?:sh)?( host)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 # The inventories that the runbooks name.
 INVENTORY = re.compile(r"-i inventories/(?:prod|new)\b")
@@ -29,7 +30,7 @@ def blocks(name: str) -> list[Block]:
     found = []
     for match in BLOCK.finditer(text):
         above = [heading[1] for heading in HEADING.finditer(text, 0, match.start())]
-        found.append(Block(above[-1], match[1] is not None, match[2]))
+        found.append(Block(above[-1], match[1] is not None, textwrap.dedent(match[2])))
     return found
 
 

@@ -1,6 +1,7 @@
 """Somebody follows docs/runbooks to the letter, each on the trouble that it is for. On one host: they are long."""
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import chats_again, make_account
@@ -38,11 +39,10 @@ def fingerprint(output):
 def test_full_disk(host, chat, follow):
     """A file takes what is left, and PostgreSQL is down for want of room."""
     host.run_expect([0], "journalctl --rotate && systemctl stop 'postgresql@*'")
-    *_, commands, started, health, backup = follow("full-disk")
+    _, commands, started, verified = follow("full-disk")
     assert "Total reclaimed space" in commands
     assert "failed=0" in started
-    assert ", 0 FAIL" in health
-    assert "failed=0" in backup
+    assert ", 0 FAIL" in verified
     chats_again(chat)
 
 
@@ -66,8 +66,11 @@ def test_lost_password_and_rotated_secrets(host, chat, variables, authority, fol
     (shown,) = follow("lost-credentials", "The vault's password")
     assert f"local: {variables['chatbot_backup_password']}" in shown
     assert variables["chatbot_model_api_key"] in shown
-    rotated = {"--tags postgresql": "-e chatbot_database_password=rotated-0123456789abcdef --tags postgresql"}
-    *_, tokens = follow("lost-credentials", "Rotate a secret", **rotated)
+    # What the vault holds is the inventory's from now on.
+    mine = Path(variables["testbed_directory"], "host_vars", f"{variables['inventory_hostname']}.yml")
+    mine.parent.mkdir(exist_ok=True)
+    mine.write_text("---\nchatbot_database_password: rotated-0123456789abcdef\n")
+    *_, tokens = follow("lost-credentials", "Rotate a secret")
     assert "Traceback" not in tokens
     chats_again(chat)
     secret = host.check_output("cat /etc/chatbot/secrets/database_password")
