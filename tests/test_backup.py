@@ -53,7 +53,8 @@ def test_snapshots_of_others_are_left_alone() -> None:
 
 
 @pytest.fixture
-def known() -> list[Backup]:
+def known(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
+    monkeypatch.setattr(catalogue, "now", lambda: datetime(2026, 11, 25, 12, tzinfo=UTC))
     return catalogue.backups([*whole(MONDAY), *whole(TUESDAY), *whole(WEDNESDAY, "pre-restore")])
 
 
@@ -88,6 +89,20 @@ def test_unknown_backup_is_refused_with_the_list(known: list[Backup], at: str, c
         catalogue.choose(at, known, "repository local")
     assert raised.value.code == code
     assert MONDAY in str(raised.value) or code == common.USAGE
+
+
+FUTURE = "20270101T031700Z"
+
+
+def test_backup_of_the_future_is_not_the_latest(known: list[Backup]) -> None:
+    """Its time comes from a clock that was wrong; by its name it can be had."""
+    known += catalogue.backups(whole(FUTURE))
+    assert catalogue.choose("latest", known, "here").name == TUESDAY
+    assert catalogue.of_the_future(known) == [FUTURE]
+    assert catalogue.choose(FUTURE, known, "here").name == FUTURE
+    with pytest.raises(common.Failure, match=rf"of the future: {FUTURE}.*timedatectl") as raised:
+        catalogue.choose("latest", known[-1:], "here")
+    assert raised.value.code == common.NO_BACKUP
 
 
 def test_day_means_its_end_in_the_zone_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,8 @@ class Plan:
     backup: Backup
     manifest: dict[str, Any]
     parts: list[str]
+    # Backups that are not taken for the latest, because their time is yet to come.
+    passed_over: list[str] = field(default_factory=list)
     stamp: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y%m%dt%H%M%S"))
 
     @property
@@ -87,6 +89,7 @@ class Plan:
             "begun": self.backup.begun.isoformat(),
             "release": self.manifest["release"],
             "parts": self.parts,
+            "passed_over": self.passed_over,
             "tables": len(database.get("rows", {})),
             "rows": sum(database.get("rows", {}).values()),
             "uploads": len(self.manifest["files"]["uploads"]["sha256"]),
@@ -128,7 +131,8 @@ def plan(settings: Settings, at: str, what: str, source: str) -> Plan:
     where = f"repository {repository.name} for {settings.host}"
     others = [each.name for each in settings.repositories if each.name != repository.name]
     where += f" (others: -e from={' or '.join(others)})" if others else ""
-    backup = catalogue.choose(at, catalogue.backups(repository.snapshots()), where)
+    known = catalogue.backups(repository.snapshots())
+    backup = catalogue.choose(at, known, where)
     manifest = read_manifest(repository, backup)
     parts = [part for part in PARTS[what] if holds(settings, manifest, part)]
     if not parts or (what != "all" and what not in parts):
@@ -137,7 +141,7 @@ def plan(settings: Settings, at: str, what: str, source: str) -> Plan:
             f"backup {backup.name} holds no {what if what != 'all' else 'database and no uploads'} that this host "
             "could take. playbooks/backups.yml lists the others.",
         )
-    made = Plan(repository, backup, manifest, parts)
+    made = Plan(repository, backup, manifest, parts, catalogue.of_the_future(known) if at == "latest" else [])
     if "database" in parts:
         check_version(manifest, Server())
     check_room(made)
