@@ -6,11 +6,14 @@ What the swap replaces is kept, and a record of each restore says where, so that
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,13 +215,24 @@ def run(made: Plan) -> dict[str, Any]:
         swaps = [MAKERS[part](made) for part in made.parts]
         if len(made.parts) != len(swaps):
             raise Failure(OTHER, "not every part was made; nothing was changed.")
-        for swap in swaps:
-            swap()
+        with undisturbed():
+            for swap in swaps:
+                swap()
     finally:
         clean(made.settings)
     done = made.about() | {"seconds": round(time.monotonic() - begin, 1), "stamp": made.stamp}
     done["kept"] = load(RECORDS / f"{made.stamp}.json")["steps"]
     return done
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Let signals that ask to end wait: parts that belong together are swapped together, or none of them is."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def clean(settings: Settings) -> None:
@@ -310,7 +324,10 @@ def take_files(made: Plan, target: Path, paths: list[Path]) -> None:
 
 
 def make_uploads(made: Plan) -> Callable[[], None]:
-    """Make the uploads beside the present ones; return what swaps them."""
+    """Make the uploads beside the present ones; return what swaps them.
+
+    They belong to whom the present ones belong to: the application's account has another number on another host.
+    """
     uploads, new, old = made.settings.uploads, made.beside("restore"), made.beside("before")
     if uploads.is_mount():
         raise Failure(
@@ -324,6 +341,9 @@ def make_uploads(made: Plan) -> Callable[[], None]:
     if differences:
         words = f"the uploads of backup {made.backup.name} are not what its manifest says: {named(differences)}."
         raise untouched(Failure(NOT_AS_RECORDED, words))
+    owner = (uploads if uploads.exists() else uploads.parent).stat()
+    for path in (restored, *restored.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def swap() -> None:
         record(made, {"kind": "uploads", "old": str(old), "forget": f"sudo rm -r {old}"})
@@ -350,6 +370,7 @@ def make_config(made: Plan) -> Callable[[], None]:
         paths = [str(path) for _, path in pairs]
         record(made, {"kind": "config", "old": str(before), "paths": paths, "forget": f"sudo rm -r {before}"})
         for kept, path in pairs:
+            adopt(made.work / kept.relative_to("/"), path)
             put(made.work / kept.relative_to("/"), path)
         notice(made.settings)
 
@@ -376,6 +397,15 @@ def copy(source: Path, target: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(OTHER, f"{source} could not be copied to {target}: {done.stderr.strip()} Is there room? df -h")
+
+
+def adopt(source: Path, target: Path) -> None:
+    """Give restored files the owners of those that they replace: accounts have other numbers on another host."""
+    for path in (source, *source.rglob("*")):
+        there = target / path.relative_to(source)
+        if there.exists(follow_symlinks=False):
+            owner = there.lstat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def put(source: Path, target: Path) -> None:
