@@ -227,12 +227,16 @@ def run(made: Plan) -> dict[str, Any]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Let signals that ask to end wait: parts that belong together are swapped together, or none of them is."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    """Pass signals that ask to end over: what has come to its swap is finished, for its parts belong together.
+
+    Blocking them would not do: they would reach a thread that watches a restic, and Python the main one.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def clean(settings: Settings) -> None:
@@ -403,7 +407,7 @@ def adopt(source: Path, target: Path) -> None:
     """Give restored files the owners of those that they replace: accounts have other numbers on another host."""
     for path in (source, *source.rglob("*")):
         there = target / path.relative_to(source)
-        if there.exists(follow_symlinks=False):
+        if os.path.lexists(there):
             owner = there.lstat()
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
