@@ -4,6 +4,9 @@ Ansible runs neither `rescue` nor `always` after Ctrl-C. So this plugin, which l
 process, watches for the facts that roles/chatbot sets (`_chatbot_lock_held`, `_chatbot_outcome`). When the process ends
 while a lock is held, it runs playbooks/abort.yml with the same inventory: back to the old release, lock given back.
 What even that cannot reach (SIGKILL, no network) is put right by the next run.
+
+A restore needs order, too: while roles/backup's `_backup_under_way` holds, it is playbooks/restore_abort.yml that is
+run, also after a host was lost on the way: the restore is ended, and the maintenance page goes.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ DOCUMENTATION = """
     type: notification
     short_description: Names the owner of a release's lock, tidies up after Ctrl-C, says how a release ended
     description:
-      - Does nothing in runs that have no release in them.
+      - Does nothing in runs that have no release and no restore in them.
 """
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -96,6 +99,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         os.environ.setdefault(NAME, json.dumps(owner()))
         self._process = os.getpid()
         self._locked: set[str] = set()
+        self._restoring: set[str] = set()
         self._outcomes: dict[str, dict[str, str]] = {}
         self._unreachable: set[str] = set()
         atexit.register(self._tidy_up)
@@ -105,7 +109,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
         handler = signal.getsignal(signal.SIGTERM)
 
         def terminate(number: int, frame: FrameType | None) -> None:
-            if not self._locked and callable(handler):
+            if not self._locked and not self._restoring and callable(handler):
                 handler(number, frame)
             else:
                 os.kill(os.getpid(), signal.SIGINT)
@@ -114,11 +118,13 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
             signal.signal(signal.SIGTERM, terminate)
 
     def v2_runner_on_ok(self, result: Any) -> None:
-        """Take note of the role's two facts."""
+        """Take note of the roles' facts."""
         facts = result.result.get("ansible_facts") or {}
         host = result.host.get_name()
         if "_chatbot_lock_held" in facts:
             (self._locked.add if facts["_chatbot_lock_held"] else self._locked.discard)(host)
+        if "_backup_under_way" in facts:
+            (self._restoring.add if facts["_backup_under_way"] else self._restoring.discard)(host)
         if "_chatbot_outcome" in facts:
             self._outcomes[host] = facts["_chatbot_outcome"]
 
@@ -156,15 +162,22 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
 
     def _tidy_up(self) -> None:
         """Give back what this process holds when it ends in the middle: after Ctrl-C or an error of Ansible's."""
-        if os.getpid() != self._process or not self._locked:
+        if os.getpid() != self._process:
             return
-        print("\nInterrupted: the old release is put back in order, and the lock given back. Please wait.", flush=True)
+        if self._locked:
+            self._settle("the old release is put back in order, and the lock given back", "abort.yml")
+        if self._restoring:
+            self._settle("the restore is ended, and the maintenance page goes", "restore_abort.yml")
+
+    def _settle(self, words: str, playbook: str) -> None:
+        """Run the playbook that puts an interrupted run in order."""
+        print(f"\nInterrupted: {words}. Please wait.", flush=True)
         program = str(Path(sys.argv[0]).with_name("ansible-playbook"))
-        command = [sys.executable, program, *same_hosts(), str(REPOSITORY / "playbooks/abort.yml")]
+        command = [sys.executable, program, *same_hosts(), str(REPOSITORY / "playbooks" / playbook)]
         # A session of its own: a second Ctrl-C ends the waiting here, not the work. The three streams are named because
         # Ansible has marked them as not to be inherited.
         done = subprocess.run(
             command, start_new_session=True, check=False, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr
         )
         if done.returncode:
-            print("That failed. The next run puts it right, or: ansible-playbook playbooks/abort.yml", flush=True)
+            print(f"That failed. Once the host can be reached: ansible-playbook playbooks/{playbook}", flush=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -14,7 +16,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "roles/backup/files"))
 
-from chatbot_backup import backup, books, catalogue, cli, common, database, manifest, restic
+from chatbot_backup import backup, books, catalogue, cli, common, database, manifest, restic, restore
 from chatbot_backup.catalogue import Backup
 
 
@@ -53,7 +55,8 @@ def test_snapshots_of_others_are_left_alone() -> None:
 
 
 @pytest.fixture
-def known() -> list[Backup]:
+def known(monkeypatch: pytest.MonkeyPatch) -> list[Backup]:
+    monkeypatch.setattr(catalogue, "now", lambda: datetime(2026, 11, 25, 12, tzinfo=UTC))
     return catalogue.backups([*whole(MONDAY), *whole(TUESDAY), *whole(WEDNESDAY, "pre-restore")])
 
 
@@ -88,6 +91,20 @@ def test_unknown_backup_is_refused_with_the_list(known: list[Backup], at: str, c
         catalogue.choose(at, known, "repository local")
     assert raised.value.code == code
     assert MONDAY in str(raised.value) or code == common.USAGE
+
+
+FUTURE = "20270101T031700Z"
+
+
+def test_backup_of_the_future_is_not_the_latest(known: list[Backup]) -> None:
+    """Its time comes from a clock that was wrong; by its name it can be had."""
+    known += catalogue.backups(whole(FUTURE))
+    assert catalogue.choose("latest", known, "here").name == TUESDAY
+    assert catalogue.of_the_future(known) == [FUTURE]
+    assert catalogue.choose(FUTURE, known, "here").name == FUTURE
+    with pytest.raises(common.Failure, match=rf"of the future: {FUTURE}.*timedatectl") as raised:
+        catalogue.choose("latest", known[-1:], "here")
+    assert raised.value.code == common.NO_BACKUP
 
 
 def test_day_means_its_end_in_the_zone_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,6 +186,8 @@ def test_long_lists_are_cut_with_their_number() -> None:
         ("Fatal: wrong password or no key found", common.WRONG_PASSWORD),
         ("Fatal: unable to open config file: stat /x/config: no such file or directory\nIs there a repository at the "
          "following location?\n/x", common.NO_REPOSITORY),
+        ("Stat(<config/>) returned error, retrying after 1.1s: Stat: The specified bucket does not exist",
+         common.NO_REPOSITORY),
         ("unable to create lock in backend: repository is already locked by PID 12 on vps", common.LOCKED),
         ("Save(<data/0123>) returned error: write /x/tmp: no space left on device", common.DISK_FULL),
         ("Fatal: unable to create lock in backend: open /x/locks/1: read-only file system", common.READ_ONLY),
@@ -181,6 +200,16 @@ def test_long_lists_are_cut_with_their_number() -> None:
 )  # fmt: skip
 def test_cause_is_recognised(words: str, code: int) -> None:
     assert restic.cause(words) == code
+
+
+def test_restic_that_asks_for_a_missing_bucket_again_and_again_is_ended(
+    host: common.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = "echo 'retrying after 1s: Stat: The specified bucket does not exist' >&2; exec sleep 60"
+    programs(tmp_path, monkeypatch, restic=asks)
+    with pytest.raises(common.Failure, match="there is no repository at") as raised:
+        restic.Repository(host.repositories[0], host).open()
+    assert raised.value.code == common.NO_REPOSITORY
 
 
 def test_every_cause_has_a_remedy_that_names_the_place() -> None:
@@ -355,6 +384,40 @@ def test_failed_drill_keeps_the_time_of_the_last_good_one(host: common.Settings)
     assert found['backup_drill_last_run_timestamp_seconds{repository="offsite"}'] == 200
     assert found['backup_drill_success{repository="offsite"}'] == 0
     assert found['backup_recovery_time_seconds{repository="offsite"}'] == 5.5
+
+
+# --- Restoring -------------------------------------------------------------------------------------------------------
+
+
+def test_swaps_are_not_interrupted_between_one_another() -> None:
+    done: list[str] = []
+
+    def stop(*_: object) -> None:
+        done.append("ended")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with restore.undisturbed():
+            done.append("database")
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("uploads")
+        assert done == ["database", "uploads"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert done[-1] == "ended"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_restored_files_get_the_owners_of_those_that_they_replace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[str, int]] = []
+    monkeypatch.setattr(os, "chown", lambda path, user, _group, **_: given.append((path.name, user)))
+    for name in ("restored/known", "restored/unknown", "present/known"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    restore.adopt(tmp_path / "restored", tmp_path / "present")
+    assert sorted(given) == [("known", os.getuid()), ("restored", os.getuid())]
 
 
 def test_settings_that_cannot_be_read_name_the_remedy(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_manifest_says_what_is_in_the_backup(host, backups, sql):
     assert manifest["database"]["dump_sha256"] == dump
 
 
+@pytest.mark.only_on("debian13")
 def test_rows_of_the_manifest_are_those_of_the_dump(host, backups, sql):
     """Somebody writes all the time: counted rows and dumped rows must be of one moment."""
     sql("CREATE TABLE busy (id int)")
@@ -56,6 +57,7 @@ def test_rows_of_the_manifest_are_those_of_the_dump(host, backups, sql):
         sql("DROP TABLE busy")
 
 
+@pytest.mark.only_on("debian13")
 def test_metrics_are_written_whole_for_every_repository(host, backups):
     backups.make()
     values = backups.metrics()
@@ -69,6 +71,7 @@ def test_metrics_are_written_whole_for_every_repository(host, backups):
     assert not [name for name in host.check_output("ls -A %s", directory).split() if not name.endswith(".prom")]
 
 
+@pytest.mark.only_on("debian12")
 def test_repositories_are_encrypted_and_private(host, backups):
     backups.make()
     for plain in ("a remarkable sentence", "an uploaded file", "a configuration that nobody may read", "report.txt"):
@@ -77,6 +80,7 @@ def test_repositories_are_encrypted_and_private(host, backups):
         assert host.run(f"setpriv --reuid=nobody --regid=nogroup --clear-groups {command}").rc != 0
 
 
+@pytest.mark.only_on("debian12")
 def test_database_of_sqlite_is_copied_whole(host, backups):
     """A writer in the middle of a transaction: the copy has all of it or nothing."""
     script = (
@@ -93,6 +97,7 @@ def test_database_of_sqlite_is_copied_whole(host, backups):
     assert host.check_output("python3 -c %s", count) == "1"
 
 
+@pytest.mark.only_on("debian12")
 def test_retention_is_each_repositorys_own(host, backups):
     """Backups of the last days and weeks: of local 7 days and 4 weeks stay, of offsite 3 days and 2 weeks."""
     settings = backups.with_settings(host="ancient", database="")
@@ -120,6 +125,7 @@ def test_retention_is_each_repositorys_own(host, backups):
         backups.restic(repository, "forget --quiet --host ancient --group-by host --keep-last 1 --prune")
 
 
+@pytest.mark.only_on("debian13")
 def test_repository_that_only_grows_is_a_repository_as_others(host, backups):
     """A server that lets this host add and not delete: whoever breaks in here cannot delete what is there."""
     host.check_output(
@@ -141,11 +147,13 @@ def test_repository_that_only_grows_is_a_repository_as_others(host, backups):
         host.check_output("systemctl stop grows; rm -rf /srv/grows")
 
 
+@pytest.mark.only_on("debian12")
 def test_check_reads_the_repositories(host, backups):
     host.check_output(backups.cron_command("chatbot-backup-check.service"))
     assert backups.metrics("chatbot_backup_check")["backup_check_success"] == {"local": 1, "offsite": 1}
 
 
+@pytest.mark.only_on("debian13")
 def test_playbooks_back_up_and_list(backups, playbook):
     result = playbook("backup.yml")
     assert result.code == 0, result.output

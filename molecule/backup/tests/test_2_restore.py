@@ -69,6 +69,7 @@ def test_restore_brings_rows_and_uploads_back_and_undo_takes_it_back(host, backu
     tidy(host, sql)
 
 
+@pytest.mark.only_on("debian12")
 def test_moment_before_a_mistake_comes_back(host, backups, playbook, sql):
     """Deleting a conversation, then backups of the time after: the one from before has it."""
     backups.make()
@@ -83,6 +84,7 @@ def test_moment_before_a_mistake_comes_back(host, backups, playbook, sql):
     backups.make()
 
 
+@pytest.mark.only_on("debian12")
 def test_configuration_alone_is_restored_and_taken_back(host, backups):
     backups.make()
     host.check_output("echo changed > /etc/chatbot/secret; echo new > /etc/chatbot/new")
@@ -97,6 +99,7 @@ def test_configuration_alone_is_restored_and_taken_back(host, backups):
     host.check_output("printf 'a configuration that nobody may read\\n' > /etc/chatbot/secret; rm /etc/chatbot/new")
 
 
+@pytest.mark.only_on("debian13")
 @pytest.mark.usefixtures("untouched")
 def test_state_before_a_restore_is_not_the_latest(host, backups):
     name = backups.make()
@@ -104,6 +107,7 @@ def test_state_before_a_restore_is_not_the_latest(host, backups):
     assert json.loads(host.check_output("chatbot-backup plan"))["backup"] == name
 
 
+@pytest.mark.only_on("debian13")
 @pytest.mark.usefixtures("untouched")
 def test_failed_restore_leaves_everything_as_it_was(host, backups, playbook, sql):
     """A dump that cannot be restored: its objects belong to a role that no longer exists."""
@@ -118,6 +122,7 @@ def test_failed_restore_leaves_everything_as_it_was(host, backups, playbook, sql
     backups.make()
 
 
+@pytest.mark.only_on("debian12")
 @pytest.mark.usefixtures("untouched")
 def test_killed_restore_leaves_everything_as_it_was(host, backups, sql):
     """kill -9 while the new database is filled; the next restore clears away what it has left."""
@@ -137,6 +142,7 @@ def test_killed_restore_leaves_everything_as_it_was(host, backups, sql):
     host.check_output("chatbot-backup undo && rm -r %s.undone-*", UPLOADS)
 
 
+@pytest.mark.only_on("debian13")
 @pytest.mark.usefixtures("untouched")
 def test_check_mode_says_whether_a_restore_could_be_done(backups, playbook):
     name = backups.make()
@@ -146,6 +152,7 @@ def test_check_mode_says_whether_a_restore_could_be_done(backups, playbook):
     assert backups.known("local")[-1]["backup"] == name
 
 
+@pytest.mark.only_on("debian12")
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -164,6 +171,7 @@ def test_impossible_wishes_are_refused_with_what_there_is(host, arguments, words
         assert words in result.stderr
 
 
+@pytest.mark.only_on("debian12")
 def test_undo_without_a_restore_says_so(host):
     host.check_output("rm -rf /var/lib/chatbot-backup/restores")
     result = host.run("chatbot-backup undo")

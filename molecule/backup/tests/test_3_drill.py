@@ -43,6 +43,7 @@ def forge(host, backups, dump: str) -> None:
     )
 
 
+@pytest.mark.only_on("debian13")
 @pytest.mark.usefixtures("untouched")
 @pytest.mark.parametrize(
     ("dump", "words"),

@@ -19,6 +19,8 @@ DUMP, MANIFEST = "database.dump", "manifest.json"
 # The purpose of a backup: every night's, or the state before a restore.
 REGULAR, PRE_RESTORE = "chatbot", "pre-restore"
 PARTS = ("database", "files")
+# A backup that began later than so long from now was made while the clock was wrong, or the clock is wrong now.
+TOLERANCE = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,21 @@ def moment(text: str) -> datetime | None:
     return found.astimezone(UTC)
 
 
+def now() -> datetime:
+    """Return the time; a test has its own."""
+    return datetime.now(UTC)
+
+
+def of_the_future(known: list[Backup]) -> list[str]:
+    """Return the names of the regular backups whose time is yet to come."""
+    limit = now() + TOLERANCE
+    return [each.name for each in known if each.purpose == REGULAR and each.begun > limit]
+
+
 def choose(at: str, known: list[Backup], where: str) -> Backup:
     """Return the backup that somebody means: latest, a backup's name, a snapshot's identifier or a time.
+
+    The latest one is never of the future: made while the clock was wrong, it would stay the latest for good.
 
     Raises:
         Failure: when there is none, with a list of those that there are, or when nothing of that form is known.
@@ -91,7 +106,14 @@ def choose(at: str, known: list[Backup], where: str) -> Backup:
         ", ".join(f"{each.name} ({each.purpose})" for each in known[-10:]) or "none; playbooks/backup.yml makes one"
     )
     if at == "latest":
-        chosen, wanted = regular, "good backup"
+        ahead = of_the_future(known)
+        chosen, wanted = [each for each in regular if each.name not in ahead], "good backup"
+        if ahead and not chosen:
+            raise Failure(
+                NO_BACKUP,
+                f"All backups in {where} are of the future: {', '.join(ahead[-10:])}. Is the clock of this host right "
+                "(timedatectl)? If it is, choose one by its name: -e at=<backup>.",
+            )
     elif re.fullmatch(r"\d{8}T\d{6}Z", at):
         chosen, wanted = [each for each in known if each.name == at], f"backup {at}"
     elif re.fullmatch(r"[0-9a-f]{8,64}", at):

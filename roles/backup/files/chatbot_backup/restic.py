@@ -73,8 +73,8 @@ REMEDIES = {
 }
 
 
-# What no second try mends.
-HOPELESS = (READ_ONLY, DISK_FULL)
+# What no second try mends. A missing bucket is one: newer versions of restic would ask for it again and again.
+HOPELESS = (READ_ONLY, DISK_FULL, NO_REPOSITORY)
 
 
 def cause(text: str) -> int:

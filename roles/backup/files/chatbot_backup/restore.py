@@ -6,11 +6,14 @@ What the swap replaces is kept, and a record of each restore says where, so that
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,6 +55,8 @@ class Plan:
     backup: Backup
     manifest: dict[str, Any]
     parts: list[str]
+    # Backups that are not taken for the latest, because their time is yet to come.
+    passed_over: list[str] = field(default_factory=list)
     stamp: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y%m%dt%H%M%S"))
 
     @property
@@ -87,6 +92,7 @@ class Plan:
             "begun": self.backup.begun.isoformat(),
             "release": self.manifest["release"],
             "parts": self.parts,
+            "passed_over": self.passed_over,
             "tables": len(database.get("rows", {})),
             "rows": sum(database.get("rows", {}).values()),
             "uploads": len(self.manifest["files"]["uploads"]["sha256"]),
@@ -128,7 +134,8 @@ def plan(settings: Settings, at: str, what: str, source: str) -> Plan:
     where = f"repository {repository.name} for {settings.host}"
     others = [each.name for each in settings.repositories if each.name != repository.name]
     where += f" (others: -e from={' or '.join(others)})" if others else ""
-    backup = catalogue.choose(at, catalogue.backups(repository.snapshots()), where)
+    known = catalogue.backups(repository.snapshots())
+    backup = catalogue.choose(at, known, where)
     manifest = read_manifest(repository, backup)
     parts = [part for part in PARTS[what] if holds(settings, manifest, part)]
     if not parts or (what != "all" and what not in parts):
@@ -137,7 +144,7 @@ def plan(settings: Settings, at: str, what: str, source: str) -> Plan:
             f"backup {backup.name} holds no {what if what != 'all' else 'database and no uploads'} that this host "
             "could take. playbooks/backups.yml lists the others.",
         )
-    made = Plan(repository, backup, manifest, parts)
+    made = Plan(repository, backup, manifest, parts, catalogue.of_the_future(known) if at == "latest" else [])
     if "database" in parts:
         check_version(manifest, Server())
     check_room(made)
@@ -208,13 +215,28 @@ def run(made: Plan) -> dict[str, Any]:
         swaps = [MAKERS[part](made) for part in made.parts]
         if len(made.parts) != len(swaps):
             raise Failure(OTHER, "not every part was made; nothing was changed.")
-        for swap in swaps:
-            swap()
+        with undisturbed():
+            for swap in swaps:
+                swap()
     finally:
         clean(made.settings)
     done = made.about() | {"seconds": round(time.monotonic() - begin, 1), "stamp": made.stamp}
     done["kept"] = load(RECORDS / f"{made.stamp}.json")["steps"]
     return done
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Pass signals that ask to end over: what has come to its swap is finished, for its parts belong together.
+
+    Blocking them would not do: they would reach a thread that watches a restic, and Python the main one.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def clean(settings: Settings) -> None:
@@ -306,7 +328,10 @@ def take_files(made: Plan, target: Path, paths: list[Path]) -> None:
 
 
 def make_uploads(made: Plan) -> Callable[[], None]:
-    """Make the uploads beside the present ones; return what swaps them."""
+    """Make the uploads beside the present ones; return what swaps them.
+
+    They belong to whom the present ones belong to: the application's account has another number on another host.
+    """
     uploads, new, old = made.settings.uploads, made.beside("restore"), made.beside("before")
     if uploads.is_mount():
         raise Failure(
@@ -320,6 +345,9 @@ def make_uploads(made: Plan) -> Callable[[], None]:
     if differences:
         words = f"the uploads of backup {made.backup.name} are not what its manifest says: {named(differences)}."
         raise untouched(Failure(NOT_AS_RECORDED, words))
+    owner = (uploads if uploads.exists() else uploads.parent).stat()
+    for path in (restored, *restored.rglob("*")):
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
     def swap() -> None:
         record(made, {"kind": "uploads", "old": str(old), "forget": f"sudo rm -r {old}"})
@@ -346,6 +374,7 @@ def make_config(made: Plan) -> Callable[[], None]:
         paths = [str(path) for _, path in pairs]
         record(made, {"kind": "config", "old": str(before), "paths": paths, "forget": f"sudo rm -r {before}"})
         for kept, path in pairs:
+            adopt(made.work / kept.relative_to("/"), path)
             put(made.work / kept.relative_to("/"), path)
         notice(made.settings)
 
@@ -372,6 +401,15 @@ def copy(source: Path, target: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Failure(OTHER, f"{source} could not be copied to {target}: {done.stderr.strip()} Is there room? df -h")
+
+
+def adopt(source: Path, target: Path) -> None:
+    """Give restored files the owners of those that they replace: accounts have other numbers on another host."""
+    for path in (source, *source.rglob("*")):
+        there = target / path.relative_to(source)
+        if os.path.lexists(there):
+            owner = there.lstat()
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def put(source: Path, target: Path) -> None:
