@@ -165,7 +165,7 @@ def test_killed_upgrade_holds_nobody_up(host, as_app, as_admin, content):
     as_admin("DROP TABLE slow; DROP FUNCTION slowly", "reports")
 
 
-def test_upgrade_loses_no_confirmed_row(host, as_app, as_admin, content, password):
+def test_upgrade_loses_no_confirmed_row(host, as_app, content, password):
     host.check_output("touch /run/writing")
     host.check_output("systemd-run --unit=writer --setenv=PGPASSWORD=%s bash -c %s", password, WRITER)
     try:
@@ -195,7 +195,7 @@ def test_colleagues_account_and_database_came_along(as_app, as_admin):
         as_app("SELECT 1", **hers)  # pg_hba.conf is the role's in the new cluster, too
 
 
-def test_new_cluster_alone_starts_at_boot(host, as_app):
+def test_new_cluster_alone_starts_at_boot(host):
     host.check_output("systemctl restart postgresql")
     eventually(lambda: host.service("postgresql@17-main").is_running)
     assert clusters(host) == {"15/main": ("5433", "down"), "17/main": ("5432", "online")}
@@ -210,7 +210,7 @@ def test_second_run_changes_nothing(host, playbook):
     assert re.search(r"changed=0 .*failed=0", played.words), played.output
 
 
-def test_exporter_and_backup_find_the_new_one(host, as_app):
+def test_exporter_and_backup_find_the_new_one(host):
     host.check_output("chatbot-backup run")
     listed = json.loads(host.check_output("chatbot-backup list --json"))
     assert listed[-1]["purpose"] == "chatbot"
