@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from testbed.verify import eventually, play
+from testbed.verify import Played, eventually, play
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -83,6 +83,11 @@ def content(as_app, as_admin):
     return as_app(CONTENT)
 
 
+def run(host, playbook: str, *arguments: str, **variables: object) -> Played:
+    """Run a playbook with the memory that prepare.yml has given to PostgreSQL, as an inventory would have it."""
+    return play(host, playbook, *arguments, postgresql_memory_mb=256, **variables)
+
+
 def clusters(host) -> dict[str, tuple[str, str]]:
     """Each cluster with its port and whether it runs."""
     lines = host.check_output("pg_lsclusters --no-header").splitlines()
@@ -101,14 +106,14 @@ def test_packages_of_the_new_release_make_no_cluster_of_their_own(host):
 
 
 def test_role_names_the_way_instead_of_leaving_an_old_version_unsaid(host):
-    played = play(host, ROLE)
+    played = run(host, ROLE)
     assert played.code != 0
     assert "playbooks/postgresql_upgrade.yml" in played.words
     assert "changed=0" in played.words
 
 
 def test_check_mode_says_that_it_can_be_done_and_does_nothing(host):
-    played = play(host, UPGRADE, "--check")
+    played = run(host, UPGRADE, "--check")
     assert played.code == 0, played.output
     assert "go from PostgreSQL 15 to 17" in played.words
     assert clusters(host) == {"15/main": ("5432", "online")}
@@ -129,7 +134,7 @@ def test_cluster_with_data_in_the_new_ones_place_is_left_alone(host):
 def test_failure_before_the_swap_leaves_all_as_it_was(host, as_app, as_admin, content):
     """An extension that the new version does not have any more: only the restore can find that out."""
     as_admin("CREATE EXTENSION adminpack", "chatbot")
-    played = play(host, UPGRADE, safety=False)
+    played = run(host, UPGRADE, safety=False)
     as_admin("DROP EXTENSION adminpack", "chatbot")
     assert played.code != 0
     assert "adminpack" in played.words
@@ -169,7 +174,7 @@ def test_upgrade_loses_no_confirmed_row(host, as_app, content, password):
     host.check_output("touch /run/writing")
     host.check_output("systemd-run --unit=writer --setenv=PGPASSWORD=%s bash -c %s", password, WRITER)
     try:
-        played = play(host, UPGRADE)
+        played = run(host, UPGRADE)
         assert played.code == 0, played.output
         swapped = len(host.check_output("cat /root/confirmed").split())
         eventually(lambda: len(host.check_output("cat /root/confirmed").split()) > swapped + 2)
@@ -205,7 +210,7 @@ def test_new_cluster_alone_starts_at_boot(host):
 
 @pytest.mark.parametrize("playbook", [UPGRADE, ROLE])
 def test_second_run_changes_nothing(host, playbook):
-    played = play(host, playbook)
+    played = run(host, playbook)
     assert played.code == 0, played.output
     assert re.search(r"changed=0 .*failed=0", played.words), played.output
 
@@ -220,7 +225,7 @@ def test_exporter_and_backup_find_the_new_one(host):
 
 def test_undo_brings_the_old_one_back_and_keeps_what_came_since(host, as_app, content):
     as_app("CREATE TABLE since AS SELECT 'written after the upgrade' AS text")
-    played = play(host, UNDO)
+    played = run(host, UNDO)
     assert played.code == 0, played.output
     assert version(as_app) == 15
     assert as_app(CONTENT) == content
@@ -243,11 +248,11 @@ def test_nothing_is_left_to_undo_then(host):
 
 
 def test_upgrade_again_then_the_old_one_goes(host, as_app, content):
-    played = play(host, UPGRADE, safety=False)
+    played = run(host, UPGRADE, safety=False)
     assert played.code == 0, played.output
     assert version(as_app) == 17
     assert as_app(CONTENT) == content
-    played = play(host, REMOVE)
+    played = run(host, REMOVE)
     assert played.code == 0, played.output
     assert clusters(host) == {"17/main": ("5432", "online")}
     assert not host.file("/usr/lib/postgresql/15").exists
