@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from chatbot_backup import backup, catalogue, drill, restore
+from chatbot_backup import backup, catalogue, drill, restore, upgrade
 from chatbot_backup.books import Runs
 from chatbot_backup.common import BUSY, LOCK, OTHER, STOPPED, Failure, Settings, log, read_settings
 from chatbot_backup.restic import Repository
@@ -120,6 +120,30 @@ def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
+def command_upgrade_plan(_: Settings, arguments: argparse.Namespace) -> None:
+    print(json.dumps(upgrade.plan(arguments.version)))
+
+
+def command_upgrade_prepare(settings: Settings, arguments: argparse.Namespace) -> None:
+    with only_one(settings):
+        print(json.dumps(upgrade.prepare(arguments.version)))
+
+
+def command_upgrade_run(settings: Settings, arguments: argparse.Namespace) -> None:
+    with only_one(settings):
+        print(json.dumps(upgrade.run(arguments.version)))
+
+
+def command_upgrade_undo(settings: Settings, _: argparse.Namespace) -> None:
+    with only_one(settings):
+        print(json.dumps(upgrade.undo()))
+
+
+def command_upgrade_remove(settings: Settings, _: argparse.Namespace) -> None:
+    with only_one(settings):
+        print(json.dumps(upgrade.remove()))
+
+
 def command_restic(settings: Settings, arguments: argparse.Namespace) -> None:
     repository = Repository(settings.repository(arguments.repository), settings)
     os.chdir("/")
@@ -163,6 +187,18 @@ def parser() -> argparse.ArgumentParser:
     command("undo", command_undo, "Take the newest restore back.")
     rehearsal = command("drill", command_drill, "Restore the newest backup aside, compare it and let the chat read it.")
     rehearsal.add_argument("--from", dest="source", default="", help="a repository's name; the last one by default")
+    steps = {
+        "upgrade-plan": (command_upgrade_plan, "Say whether PostgreSQL can be brought to a new major version."),
+        "upgrade-prepare": (
+            command_upgrade_prepare,
+            "Make the new version's cluster, stopped, for the role to configure.",
+        ),
+        "upgrade-run": (command_upgrade_run, "Fill that cluster, compare it with the one in use, then swap."),
+    }
+    for step, (does, text) in steps.items():
+        command(step, does, text).add_argument("--version", type=int, required=True, help="the new major version")
+    command("upgrade-undo", command_upgrade_undo, "Let the cluster of before the newest upgrade serve again.")
+    command("upgrade-remove", command_upgrade_remove, "Drop the cluster of before the newest upgrade.")
     restic = command("restic", command_restic, "Run restic with this host's settings.")
     restic.add_argument("--repository", default="", help="which one, by its name; the first one by default")
     restic.add_argument("words", nargs=argparse.REMAINDER, help="restic's own arguments")

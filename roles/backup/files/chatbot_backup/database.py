@@ -24,13 +24,15 @@ TABLES = """
 
 @dataclass(frozen=True)
 class Server:
-    """A PostgreSQL server, by the directory of its socket; empty for the host's own."""
+    """A PostgreSQL server, by the directory of its socket and its port; empty and 0 for the host's own."""
 
     socket: str = ""
+    port: int = 0
 
     def options(self) -> list[str]:
         """Return the options by which PostgreSQL's programs find it."""
-        return ["--host", self.socket] if self.socket else []
+        host = ["--host", self.socket] if self.socket else []
+        return host + (["--port", str(self.port)] if self.port else [])
 
     def sql(self, statement: str, database: str = "postgres") -> str:
         """Run statements as the server's owner; return what they print.
@@ -116,13 +118,19 @@ def literal(text: str) -> str:
 class Moment:
     """One moment of a database, held by a transaction: rows counted and a dump made in it are of the same state.
 
+    Args:
+        server: where the database is.
+        database: its name.
+        locked: whether writers shall wait until this transaction ends: the moment stays the newest one then.
+
     Raises:
         Failure: when PostgreSQL does not answer, or a table cannot be read.
     """
 
-    def __init__(self, server: Server, database: str) -> None:
+    def __init__(self, server: Server, database: str, locked: bool = False) -> None:
         self.server = server
         self.database = database
+        self.locked = locked
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the session
         self.psql: subprocess.Popen[str] = subprocess.Popen(
             ["psql", "-XAtq", "-v", "ON_ERROR_STOP=1", *server.options(), "-d", database],
@@ -135,7 +143,10 @@ class Moment:
 
     def __enter__(self) -> Self:
         try:
-            self.ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
+            if self.locked:
+                self.lock()
+            else:
+                self.ask("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = 0")
             self.snapshot = self.ask("SELECT pg_export_snapshot()")[0]
             self.version = self.ask("SHOW server_version")[0]
             self.bytes = int(self.ask("SELECT pg_database_size(current_database())")[0])
@@ -153,6 +164,16 @@ class Moment:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def lock(self) -> None:
+        """Begin the transaction with locks that let others read. The first statement that reads comes after them."""
+        tables = ", ".join(self.server.sql(TABLES, self.database).splitlines())
+        self.ask(
+            "BEGIN ISOLATION LEVEL REPEATABLE READ; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '60s'"
+        )
+        self.ask("SET LOCAL idle_in_transaction_session_timeout = 0")
+        if tables:
+            self.ask(f"LOCK TABLE {tables} IN SHARE MODE")
 
     def ask(self, statement: str) -> list[str]:
         """Run one statement in the transaction; return the lines that it prints."""
@@ -299,13 +320,14 @@ def dump(moment: Moment, target: subprocess.Popen[bytes]) -> Dump:
     return stream.result()
 
 
-def restore(server: Server, database: str, source: subprocess.Popen[bytes]) -> Dump:
-    """Fill a new database from a dump that another program writes.
+def restore(server: Server, database: str, source: subprocess.Popen[bytes], create: bool = False) -> Dump:
+    """Fill a new database from a dump that another program writes. `create` makes it first, as the dump says it was.
 
     Raises:
         Failure: when PostgreSQL does not take it. Whether the dump was whole, the manifest decides.
     """
-    command = ["pg_restore", "--exit-on-error", *server.options(), f"--dbname={database}"]
+    place = ["--create", "--dbname=postgres"] if create else [f"--dbname={database}"]
+    command = ["pg_restore", "--exit-on-error", *server.options(), *place]
     assert source.stdout is not None  # noqa: S101 - made with a pipe
     stream = Stream()
     with program(command, stdin=subprocess.PIPE) as (restoring, errors):
