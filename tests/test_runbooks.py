@@ -36,6 +36,14 @@ def test_every_block_says_where_it_runs(book: Path) -> None:
     assert set(re.findall(r"^ *```(.+)$", text_of(book), re.MULTILINE)) <= {"sh", "sh host"}
 
 
+def test_commands_of_the_upgrade_are_run() -> None:
+    """One by one, in the scenario of that name and those for backups and the site."""
+    commands = "".join(block.commands for block in blocks("postgresql-upgrade"))
+    playbooks = set(re.findall(r"playbooks/\w+\.yml", commands))
+    assert playbooks
+    assert {name for name in playbooks if name not in TESTS and f'"{Path(name).stem}' not in TESTS} == set()
+
+
 def test_new_inventory_of_lost_credentials(repository: Path) -> None:
     """The lost password stays under another name, and the new inventory opens with the new one."""
     (repository / ".vault-password").write_text("nobody knows it any more\n")
