@@ -124,6 +124,7 @@ def before(authority) -> dict[str, Any]:
         "certificate": execute(HOST, SERIAL),
         "data": data(),
         "machine": execute(HOST, "cat /etc/machine-id"),
+        "account": execute(HOST, "id --user chatbot"),
     }
 
 
@@ -134,12 +135,12 @@ def lose_the_host() -> None:
         socket.unlink(missing_ok=True)
 
 
-def order_another() -> None:
+def order_another(account: str) -> None:
     """A provider's empty host under the same name in the inventory; the object store is as it was."""
     platforms = yaml.safe_load((REPOSITORY / "molecule/restore/molecule.yml").read_text())["platforms"]
     hosts.create("restore", [hosts.Host(**platform) for platform in platforms], keep=True)
     # Somebody else has the number that the application's account had on the old host.
-    execute(HOST, "useradd --system somebody-else")
+    execute(HOST, f"useradd --system --uid {account} somebody-else")
 
 
 def test_runbook(before, follow, authority):
@@ -150,7 +151,7 @@ def test_runbook(before, follow, authority):
         assert code != 0
         assert "UNREACHABLE" in output
 
-    order_another()
+    order_another(before["account"])
     assert execute(HOST, "cat /etc/machine-id") != before["machine"]
     assert execute(HOST, "ls /etc/letsencrypt /var/lib/chatbot /var/lib/postgresql 2>/dev/null | wc -l") == "0"
     assert execute(OBJECTS, "systemctl is-active objects") == "active"
@@ -159,9 +160,11 @@ def test_runbook(before, follow, authority):
         code, said = follow(command)
         assert code == 0, (command, said[-3000:])
     assert "all as its manifest says" in said
-    rows = sum(int(line.split("|")[1]) for line in before["data"].splitlines() if "|" in line)
-    assert f"with {rows} rows, 1 uploads" in said
+    lines = before["data"].splitlines()
+    rows = sum(int(line.split("|")[1]) for line in lines if "|" in line)
+    assert f"with {rows} rows, {sum('uploads/' in line for line in lines)} uploads" in said
     assert data() == before["data"]
+    assert execute(HOST, "find /var/lib/chatbot ! -user chatbot") == ""
     assert execute(HOST, SERIAL) == before["certificate"]
 
     ChatClient._sessions.clear()
