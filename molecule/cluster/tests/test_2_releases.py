@@ -67,7 +67,7 @@ def test_gate_fails_on_one_host(crowd, operator, image):
         )
     assert played.code != 0
     assert last(played.output).startswith(f"RELEASE ALL OLD: {before} serves on 2 of 2 app hosts; ")
-    assert "Answer was streamed to its end: status 503" in played.words
+    assert re.search("Answer was streamed to its end: status 50[34]", played.words)
     assert "Nothing was switched" in played.words
     assert agreed() == before
     crowd.assert_unharmed(event)
@@ -93,7 +93,10 @@ def test_container_of_one_host_dies_in_the_middle(crowd, begin, image):
 
 
 def test_host_dies_in_the_middle(crowd, begin, operator, image):
-    """Its machine stops after the switch. Back again it serves the old release, as the other does, before any run."""
+    """Its machine stops after the switch. Back again it serves the old release, as the other does, before any run.
+
+    What it was writing is kept as far as it was read.
+    """
     before = agreed()
     release = image("lost")
     with crowd.event("host dies in the bake") as event:

@@ -39,15 +39,17 @@ class Event:
     def row(self) -> str:
         """Return a line of the table."""
         switched = f"{self.switched:.0f}" if self.switched else "-"
-        shown = [f"{self.seconds:7.0f}{switched:>9}"] + [f"{self.counts[column]:>9}" for column in COLUMNS]
+        shown = [f"{self.seconds:7.0f}{switched:>9}"] + [f"{self.counts[column]:>12}" for column in COLUMNS]
         return f"{self.name:32}" + "".join(shown)
 
 
-COLUMNS = ("requests", "failed", "closed", "answers", "moved", "cut", "broken")
-HEADER = f"{'event':32}{'seconds':>7}{'switched':>9}" + "".join(f"{column:>9}" for column in COLUMNS)
+COLUMNS = ("requests", "failed", "closed", "answers", "moved", "cut", "interrupted", "broken")
+HARM = ("failed", "cut", "interrupted", "broken")
+HEADER = f"{'event':32}{'seconds':>7}{'switched':>9}" + "".join(f"{column:>12}" for column in COLUMNS)
 LEGEND = """switched: seconds until a request was answered by another release;
 requests, and failed ones; closed: told to come again by the maintenance page; answers read to their end;
 moved: told to go on at the other colour, and did; cut: connections that broke off without that;
+interrupted: answers whose process was killed: kept as far as they were read, to be continued;
 broken: answers with a missing or doubled token, or without an end"""
 
 
@@ -117,7 +119,7 @@ class Crowd:
 
     def assert_unharmed(self, event: Event) -> None:
         """Nothing failed, broke off or was garbled since the event began."""
-        harm = {column: event.counts[column] for column in ("failed", "cut", "broken") if event.counts[column]}
+        harm = {column: event.counts[column] for column in HARM if event.counts[column]}
         assert harm == {}, (event.name, self.failures[-5:])
         assert event.counts["requests"] > 0
 
@@ -158,8 +160,19 @@ class Crowd:
                 continue
             if text == WHOLE:
                 self.count("answers")
+            elif self._is_kept(client, text):
+                self.count("interrupted")
             else:
                 self.count("broken", f"{len(text)} characters: …{text[-60:]!r}")
+
+    def _is_kept(self, client: ChatClient, text: str) -> bool:
+        """Whether an answer ended because its process was killed, and what was read of it is all that there is."""
+        if client.usage.get("finish_reason") != "worker_lost" or not WHOLE.startswith(text):
+            return False
+        try:
+            return bool(client.kept()["content"] == text)
+        except (OSError, ChatError, http.client.HTTPException):
+            return False
 
     def _answer(self, client: ChatClient) -> str:
         """Read one answer, over as many connections as it is told to take."""
