@@ -5,7 +5,6 @@ from conftest import data
 from testbed.runbook import blocks, perform
 from testbed.verify import REPOSITORY
 
-testinfra_hosts = ["ansible://vps"]
 pytestmark = pytest.mark.timeout(900)
 
 CHOICES = {".yml -i": f".yml -e @{REPOSITORY}/molecule/restore/vars/site.yml -i"}

@@ -3,10 +3,8 @@
 import pytest
 from conftest import recap
 
-# The other one has the runbooks meanwhile.
-testinfra_hosts = ["ansible://debian13"]
-# Whole playbooks run here, beside other scenarios.
-pytestmark = pytest.mark.timeout(900)
+# The other host has the runbooks meanwhile. Whole playbooks run here, beside other scenarios.
+pytestmark = [pytest.mark.only_on("debian13"), pytest.mark.timeout(900)]
 
 
 def test_check_mode_reports_no_change(playbook):

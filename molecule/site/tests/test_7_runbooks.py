@@ -8,10 +8,8 @@ from conftest import chats_again, make_account
 from testbed.chat import ChatClient
 from testbed.runbook import blocks, perform
 
-# The other one has the operator's playbooks meanwhile.
-testinfra_hosts = ["ansible://debian12"]
-# Whole playbooks run here, beside other scenarios.
-pytestmark = pytest.mark.timeout(900)
+# The other host has the long playbooks meanwhile. Whole playbooks run here, beside other scenarios.
+pytestmark = [pytest.mark.only_on("debian12"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture
