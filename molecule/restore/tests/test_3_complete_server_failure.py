@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -21,11 +20,11 @@ from conftest import ADMINISTRATOR, DOMAIN, HOST, OBJECTS, address, data, execut
 from testbed import hosts
 from testbed.chat import ChatClient
 from testbed.docker import docker
+from testbed.runbook import blocks
 from testbed.verify import REPOSITORY, eventually
 
 pytestmark = pytest.mark.timeout(2400)
 
-RUNBOOK = REPOSITORY / "docs/runbooks/complete-server-failure.md"
 LEFT_OUT = "hardening,ssh,firewall,fail2ban,node_exporter,prometheus,alertmanager,loki,grafana,alloy"
 VAULT_PASSWORD = "testbed-vault-0123456789abcdef"
 FORM = "--limit\r\nContent-Disposition: form-data; name=file; filename=notes.txt\r\n\r\n{}\r\n--limit--\r\n"
@@ -38,9 +37,8 @@ SERIAL = (
 
 def section(name: str) -> list[list[str]]:
     """The commands of a section of the runbook."""
-    text = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", RUNBOOK.read_text(), re.M | re.S)[1]
-    lines = "".join(re.findall(r"^ *```\n(.*?)^ *```$", text, re.M | re.S)).splitlines()
-    return [shlex.split(line) for line in lines]
+    chosen = [block for block in blocks("complete-server-failure") if block.heading == name]
+    return [shlex.split(line) for block in chosen for line in block.commands.splitlines()]
 
 
 @pytest.fixture(scope="module")
