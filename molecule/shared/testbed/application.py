@@ -12,6 +12,7 @@ from . import helpers, images
 from .docker import REPOSITORY, TestbedError, docker, run, say
 
 PACK = REPOSITORY / "roles/chatbot/files/pack_source.py"
+HUB_BASE = "FROM debian:trixie-slim"
 # As the test hosts call it; it speaks plain HTTP.
 REGISTRY = "registry:5000"
 
@@ -39,7 +40,10 @@ def publish(source: Path = REPOSITORY / "app") -> str:
         dockerfile = context / "Dockerfile"
         # This machine's engine does not know the test bed's mirror of the hub.
         base = images.build_hub_base()
-        dockerfile.write_text(dockerfile.read_text().replace("FROM debian:trixie-slim", f"FROM {base}"))
+        text = dockerfile.read_text()
+        if HUB_BASE not in text:
+            raise TestbedError(f"{source}/Dockerfile is not made {HUB_BASE}: the test bed has no other base")
+        dockerfile.write_text(text.replace(HUB_BASE, f"FROM {base}"))
         say(f"building the application's image, release {release}")
         # The network of the package cache: BuildKit builds in none but the host's and its own.
         run(
