@@ -35,7 +35,7 @@ def fingerprint(output):
 
 
 def test_full_disk(host, chat, follow):
-    """A file takes what is left, and PostgreSQL is down for want of room."""
+    """PostgreSQL is down, as a full disk leaves it; nothing is filled here, because the disk is this machine's."""
     host.run_expect([0], "journalctl --rotate && systemctl stop 'postgresql@*'")
     _, commands, started, verified = follow("full-disk")
     assert "Total reclaimed space" in commands
@@ -45,7 +45,7 @@ def test_full_disk(host, chat, follow):
 
 
 def test_expired_certificate(chat, follow):
-    """Nginx has the placeholder again, as after a lost configuration of certbot."""
+    """A certificate that certbot would not renew yet is renewed all the same, and served."""
     before, known, *_, after = follow("expired-certificate")
     assert "Certificate Name" in known
     assert fingerprint(before) != fingerprint(after)
