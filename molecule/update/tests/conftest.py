@@ -98,12 +98,14 @@ class Running:
                 start_new_session=True,
             )
 
-    def reaches(self, task: str) -> None:
-        """Wait until a task has begun."""
+    def reaches(self, task: str, after: str = "") -> None:
+        """Wait until a task has begun; with `after`, until it has begun after that one."""
 
         def begun() -> bool:
-            assert self.process.poll() is None, self.log.read_text()[-2000:]
-            return f": {task}]" in self.log.read_text()
+            output = self.log.read_text()
+            assert self.process.poll() is None, output[-2000:]
+            _, found, since = output.rpartition(f": {after}]") if after else ("", "begin", output)
+            return bool(found) and f": {task}]" in since
 
         eventually(begun, seconds=300)
 

@@ -13,12 +13,14 @@ from testbed.runbook import blocks, perform
 from testbed.verify import eventually, play
 
 STATE = "cat /opt/chatbot/state.json"
-# A task in the middle of each phase of a release.
+WATCHED = "New release is watched while the old one is warm"
+# A task in the middle of each phase of a release, and the one that it comes after: a run that finds a killed one's work
+# first puts the old release back in order, where the last of them has a place, too.
 PHASES = {
-    "stage": "Staged colour becomes ready as this release",
-    "switch": "Upstream takes effect",
-    "bake": "New release is watched while the old one is warm",
-    "retire": "Colour has given its last answers",
+    "stage": ("Staged colour becomes ready as this release", ""),
+    "switch": ("Upstream takes effect", ""),
+    "bake": (WATCHED, ""),
+    "retire": ("Colour has given its last answers", WATCHED),
 }
 
 
@@ -115,7 +117,7 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
         running = begin(
             "rolling_update", f"--extra-vars=chatbot_source={source('dying')}", "--extra-vars=chatbot_bake_seconds=60"
         )
-        running.reaches("New release is watched while the old one is warm")
+        running.reaches(WATCHED)
         host.check_output("docker update --restart=no chatbot-%s && docker kill chatbot-%s", colour, colour)
         running.process.wait(timeout=300)
     output = running.log.read_text()
@@ -210,10 +212,10 @@ def test_killed_control_node(host, crowd, operator, begin, source):
     """SIGKILL in each phase of one release; the same command again takes the lock over, says so, and goes on."""
     release = source("killed")
     logs = []
-    for phase, task in PHASES.items():
+    for phase, (task, after) in PHASES.items():
         with crowd.event(f"SIGKILL in {phase}") as event:
             running = begin("rolling_update", f"--extra-vars=chatbot_source={release}")
-            running.reaches(task)
+            running.reaches(task, after)
             logs.append(running.ends(signal.SIGKILL))
         crowd.assert_unharmed(event)
     with crowd.event("and run again") as event:
@@ -237,7 +239,7 @@ def test_second_run_is_refused_and_the_first_is_interrupted(host, crowd, operato
         running = begin("rolling_update", f"--extra-vars=chatbot_source={source('first')}")
         running.reaches("Image is made")
         refused = operator("rolling_update", chatbot_source=source("second"))
-        running.reaches("New release is watched while the old one is warm")
+        running.reaches(WATCHED)
         output = running.ends(signal.SIGINT)
     assert refused.code != 0
     assert "Another release is under way on" in refused.words
