@@ -16,6 +16,16 @@ from support import close, create_schema, empty_database, make_settings, signed_
 from werkzeug.routing import Rule
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs PostgreSQL's or Valkey's real server like what needs gunicorn."""
+    for item in items:
+        chosen = getattr(item, "callspec", None)
+        if {"postgresql", "valkey"} & {str(value) for value in (chosen.params.values() if chosen else ())}:
+            item.add_marker("server")
+        elif "postgresql_server" in getattr(item, "fixturenames", ()):
+            item.add_marker("server")
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's own settings must not decide a test."""
