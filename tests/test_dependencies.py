@@ -49,9 +49,10 @@ def test_collections_have_the_versions_of_the_ansible_package() -> None:
 def test_collections_in_use_are_listed_and_no_others() -> None:
     words = re.compile(r"(?<![\w.])(\w+\.\w+)\.\w+")
     used: dict[str, str] = {}
+    installed = collections()
     for path in tracked():
         if ANSIBLE_FILES.fullmatch(shown(path)):
-            used |= {name: shown(path) for name in words.findall(text_of(path)) if name in collections()}
+            used |= {name: shown(path) for name in words.findall(text_of(path)) if name in installed}
     assert set(used) == set(listed()), f"in use: {used}"
 
 

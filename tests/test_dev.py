@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -36,6 +38,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.server
 def test_it_serves_until_ctrl_c(tmp_path: Path) -> None:
     port = free_port()
     with dev(tmp_path, PORT=str(port)) as child:
