@@ -135,26 +135,34 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]  # Ansible has no type
     def v2_playbook_on_stats(self, _stats: Any) -> None:
         """Say how the release ended, below everything else. A lock that is still held is on a host that is lost."""
         self._locked.clear()
-        if self._outcomes:
-            self._display.display(self.last_line())
+        for line in self.last_lines():
+            self._display.display(line)
 
-    def last_line(self) -> str:
-        """Return one sentence: every host on the old release, or every host on the new one."""
-        known = {host: one for host, one in self._outcomes.items() if host not in self._unreachable}
-        lost = sorted(self._unreachable & set(self._outcomes))
+    def last_lines(self) -> list[str]:
+        """Return one sentence for each site: every host on the old release, or every host on the new one."""
+        sites: dict[str, dict[str, dict[str, str]]] = {}
+        for host, outcome in self._outcomes.items():
+            sites.setdefault(outcome["site"], {})[host] = outcome
+        alone = len(sites) == 1
+        return [self._line(outcomes, "" if alone else f" at {site}") for site, outcomes in sorted(sites.items())]
+
+    def _line(self, outcomes: dict[str, dict[str, str]], where: str) -> str:
+        known = {host: one for host, one in outcomes.items() if host not in self._unreachable}
+        lost = sorted(self._unreachable & set(outcomes))
         ends = {(one["state"], one["release"]) for one in known.values()}
-        hosts = f"{len(known)} of {len(self._outcomes)} app host{'s' * (len(self._outcomes) != 1)}"
-        tried = next((one["tried"] for one in self._outcomes.values() if one.get("tried")), "")
+        hosts = f"{len(known)} of {len(outcomes)} app host{'s' * (len(outcomes) != 1)}"
+        tried = next((one["tried"] for one in outcomes.values() if one.get("tried")), "")
         if not ends:
-            text = "RELEASE UNKNOWN"
+            text = f"RELEASE UNKNOWN{where}."
         elif len(ends) > 1:
-            text = "RELEASE MIXED: " + ", ".join(f"{host} {one['release']}" for host, one in sorted(known.items()))
+            serving = ", ".join(f"{host} {one['release']}" for host, one in sorted(known.items()))
+            text = f"RELEASE MIXED{where}: {serving}."
         else:
             state, release = ends.pop()
             text = {
-                "new": f"RELEASE ALL NEW: {release} serves on {hosts}.",
-                "same": f"RELEASE UNCHANGED: {release} serves on {hosts}.",
-                "old": f"RELEASE ALL OLD: {release or 'no release'} serves on {hosts}; {tried} does not.",
+                "new": f"RELEASE ALL NEW{where}: {release} serves on {hosts}.",
+                "same": f"RELEASE UNCHANGED{where}: {release} serves on {hosts}.",
+                "old": f"RELEASE ALL OLD{where}: {release or 'no release'} serves on {hosts}; {tried} does not.",
             }[state]
         if lost:
             text += f" Not reached any more: {', '.join(lost)}; the next run puts that right."
