@@ -18,11 +18,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
-from chatbot_backup import backup, catalogue, drill, restore, upgrade
+from chatbot_backup import archive, backup, catalogue, drill, restore, upgrade
 from chatbot_backup.books import Runs
-from chatbot_backup.common import BUSY, LOCK, OTHER, STOPPED, Failure, Settings, log, read_settings
+from chatbot_backup.common import BUSY, LOCK, OTHER, STOPPED, Failure, Settings, log, megabytes, read_settings
 from chatbot_backup.restic import Repository
 
 
@@ -120,6 +121,26 @@ def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
+def command_archive_init(settings: Settings, _: argparse.Namespace) -> None:
+    with only_one(settings):
+        for done in archive.init(settings):
+            log(done)
+
+
+def command_archive_try(settings: Settings, arguments: argparse.Namespace) -> None:
+    archive.try_configuration(settings, arguments.file)
+
+
+def command_base(settings: Settings, _: argparse.Namespace) -> None:
+    with only_one(settings):
+        for made in archive.base(settings):
+            log(f"base backup {made['label']}: {megabytes(made['info']['size'])}")
+
+
+def command_watch(settings: Settings, _: argparse.Namespace) -> None:
+    archive.watch(settings)
+
+
 def command_upgrade_plan(_: Settings, arguments: argparse.Namespace) -> None:
     print(json.dumps(upgrade.plan(arguments.version)))
 
@@ -187,6 +208,11 @@ def parser() -> argparse.ArgumentParser:
     command("undo", command_undo, "Take the newest restore back.")
     rehearsal = command("drill", command_drill, "Restore the newest backup aside, compare it and let the chat read it.")
     rehearsal.add_argument("--from", dest="source", default="", help="a repository's name; the last one by default")
+    command("base", command_base, "Make a base backup, from which the database can be brought to any later moment.")
+    command("watch", command_watch, "Tell the metrics how far PostgreSQL's changes are in the archive.")
+    command("archive-init", command_archive_init, "Make the archive if it is not there yet, and see that it works.")
+    trying = command("archive-try", command_archive_try, "See that pgBackRest takes a configuration.")
+    trying.add_argument("file", type=Path)
     steps = {
         "upgrade-plan": (command_upgrade_plan, "Say whether PostgreSQL can be brought to a new major version."),
         "upgrade-prepare": (

@@ -1,0 +1,168 @@
+"""The database as it was at any moment: a base backup and the changes since, replayed by a server of its own.
+
+That server lives for these minutes, below a directory of its own and on a socket of its own. What it then holds is
+streamed into a new database of the server in use, beside the present one, as from a backup of restic.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from chatbot_backup import archive, catalogue
+from chatbot_backup.common import DAMAGED, NO_BACKUP, NOT_AS_RECORDED, OTHER, Failure, Settings, first_line
+from chatbot_backup.database import Moment, Server, copy
+from chatbot_backup.manifest import compare_tables, named
+from chatbot_backup.scratch import Scratch, versions
+
+PLACE = Path("/var/lib/chatbot-point-in-time")
+SOCKET = Path("/run/chatbot-point-in-time")
+# Longest time in seconds until the server answers after its start, and until it has replayed the changes.
+START_SECONDS, REPLAY_SECONDS = 300, 14400
+TARGET = "%Y-%m-%d %H:%M:%S.%f+00"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A moment that the archive can bring back, and the base backup to begin with."""
+
+    moment: datetime
+    label: str
+    repository: int
+    version: int
+    # Of the files of the whole cluster, in bytes.
+    bytes: int
+
+    @property
+    def name(self) -> str:
+        """Return the moment as -e at=<time> takes it."""
+        return self.moment.isoformat(sep=" ")
+
+
+def find(settings: Settings, at: str) -> tuple[Point | None, str]:
+    """Return the point that a time means; or none, and the reason why a backup has to do instead.
+
+    Raises:
+        Failure: when the moment is yet to come, or the archive cannot be read.
+    """
+    moment = catalogue.moment(at)
+    if moment is None:
+        return None, ""
+    if moment > catalogue.now():
+        raise Failure(
+            NO_BACKUP, f"{at} is yet to come: {moment.isoformat()}. Give a moment that has passed, or at=latest."
+        )
+    about = archive.info(settings)
+    known = [one for one in about["backup"] if not one["error"]]
+    earlier = [one for one in known if int(one["timestamp"]["stop"]) < moment.timestamp()]
+    if not earlier:
+        begin = min((int(one["timestamp"]["stop"]) for one in known), default=0)
+        since = f"begins at {datetime.fromtimestamp(begin, UTC).isoformat()}" if begin else "has no base backup yet"
+        return None, f"the archive {since}, after that moment"
+    # Of those that are alike, the one in the first repository: it is the nearest.
+    newest = max(earlier, key=lambda one: (int(one["timestamp"]["stop"]), -int(one["database"]["repo-key"])))
+    version = version_of(about, newest)
+    if version not in versions():
+        return None, f"the archive of that moment is PostgreSQL {version}'s, whose programs are gone from this host"
+    key = int(newest["database"]["repo-key"])
+    return Point(moment, newest["label"], key, version, int(newest["info"]["size"])), ""
+
+
+def version_of(about: dict[str, Any], backup: dict[str, Any]) -> int:
+    """Return the major version of PostgreSQL that a base backup is of."""
+    which = (backup["database"]["repo-key"], backup["database"]["id"])
+    return next(int(one["version"]) for one in about["db"] if (one["repo-key"], one["id"]) == which)
+
+
+def fill(point: Point, settings: Settings, server: Server, name: str, owner: str) -> dict[str, Any]:
+    """Make a database as it was at that moment, and compare it with the one that it was made from.
+
+    Returns:
+        What a manifest says of a database: version, schema, size, and the rows of each table.
+
+    Raises:
+        Failure: when the moment cannot be reached, or the two are not the same.
+    """
+    archive.flush()
+    with replayed(point, settings) as source, Moment(source, settings.database) as moment:
+        server.create(name, owner)
+        copy(moment, server, name)
+        differences = compare_tables(moment.rows, server.rows(name))
+        if differences:
+            raise Failure(NOT_AS_RECORDED, f"the database of {point.name} did not arrive whole: {named(differences)}.")
+        return {
+            "name": settings.database,
+            "postgresql": moment.version,
+            "schema": moment.schema,
+            "bytes": moment.bytes,
+            "rows": moment.rows,
+        }
+
+
+@contextmanager
+def replayed(point: Point, settings: Settings) -> Iterator[Server]:
+    """Run a server with the whole cluster as it was at that moment; nothing of it is left afterwards."""
+    scratch = Scratch(PLACE, SOCKET, point.version)
+    scratch.clean()
+    PLACE.mkdir(mode=0o711, exist_ok=True)
+    scratch.make()
+    try:
+        archive.pgbackrest(
+            settings,
+            f"--pg1-path={scratch.data}",
+            f"--repo={point.repository}",
+            f"--set={point.label}",
+            "--type=time",
+            f"--target={point.moment.strftime(TARGET)}",
+            "--target-action=promote",
+            "restore",
+        )
+        (scratch.data / "postgresql.conf").write_text("")
+        (scratch.data / "pg_hba.conf").write_text("local all postgres peer\n")
+        (scratch.data / "pg_ident.conf").write_text("")
+        # Without hot_standby it need not have the sizes of the server that has written the changes.
+        scratch.start("-c archive_mode=off -c hot_standby=off -c shared_buffers=64MB", START_SECONDS)
+        wait(point, scratch)
+        yield scratch.server
+    finally:
+        scratch.clean()
+        with suppress(OSError):
+            SOCKET.rmdir()
+
+
+def wait(point: Point, scratch: Scratch) -> None:
+    """Wait until the server has replayed all changes until the moment.
+
+    Raises:
+        Failure: when it ends before: the archive does not reach so far, or a segment is missing or damaged.
+    """
+    end = time.monotonic() + REPLAY_SECONDS
+    while time.monotonic() < end:
+        with suppress(Failure):
+            if scratch.server.sql("SELECT pg_is_in_recovery()") == "f":
+                return
+        if not (scratch.data / "postmaster.pid").exists():
+            raise ended(point, scratch.log_file.read_text(errors="replace"))
+        time.sleep(0.5)
+    raise Failure(OTHER, f"replaying the changes until {point.name} took longer than {REPLAY_SECONDS} s.")
+
+
+def ended(point: Point, said: str) -> Failure:
+    """Return the failure of a server that has ended in the middle of its changes."""
+    lines = said.splitlines()
+    if "recovery ended before configured recovery target was reached" in said:
+        last = next((line for line in reversed(lines) if "last completed transaction was at log time" in line), "")
+        reached = last.partition("log time ")[2].strip()
+        nearest = f"The last moment in it: -e 'at=\"{reached.partition('.')[0]}+00:00\"'" if reached else ""
+        return Failure(
+            NO_BACKUP,
+            f"the archive has a gap, or ends, before {point.name}. {nearest or 'Choose an earlier moment'}; or the "
+            "newest backup of before with -e from=<repository>.",
+        )
+    words = first_line([line for line in reversed(lines) if "FATAL" in line or "PANIC" in line or "ERROR" in line])
+    return Failure(DAMAGED, f"the changes until {point.name} cannot be replayed: {words}")
