@@ -3,7 +3,7 @@
 With both, the database can be had as it was at any moment. PostgreSQL hands a segment over when it is full, or after
 `archive_timeout` seconds; where the archive does not take it, it stays on the disk, up to pgBackRest's
 `archive-push-queue-max`. What is dropped beyond that is a gap: no moment behind it can be reached until the next base
-backup. `files/archive-push` writes such a gap down, because PostgreSQL itself does not hear of it.
+backup. `files/pgbackrest-archive-push` writes such a gap down, because PostgreSQL itself does not hear of it.
 """
 
 from __future__ import annotations
@@ -101,10 +101,10 @@ def pgbackrest(settings: Settings, *words: str, configuration: Path = CONFIGURAT
         raise Failure(OTHER, "pgBackRest is not installed. Install it with: site.yml --tags backup") from None
     except subprocess.TimeoutExpired:
         raise Failure(UNREACHABLE, f"pgBackRest's {doing} did not end in time. {REMEDIES[UNREACHABLE]}") from None
-    said = done.stderr.decode(errors="replace") + done.stdout.decode(errors="replace")
+    output = str(done.stdout.decode(errors="replace"))
     if done.returncode:
-        raise failure(said, doing)
-    return done.stdout.decode(errors="replace")
+        raise failure(done.stderr.decode(errors="replace") + output, doing)
+    return output
 
 
 def info(settings: Settings, configuration: Path = CONFIGURATION) -> dict[str, Any]:
@@ -118,7 +118,8 @@ def info(settings: Settings, configuration: Path = CONFIGURATION) -> dict[str, A
     found: list[dict[str, Any]] = json.loads(
         pgbackrest(settings, "info", "--output=json", configuration=configuration, seconds=300) or "[]", strict=False
     )
-    about = next((one for one in found if one["name"] == settings.stanza), {"repo": [], "backup": [], "db": []})
+    nothing: dict[str, Any] = {"repo": [], "backup": [], "db": []}
+    about = next((one for one in found if one["name"] == settings.stanza), nothing)
     unreadable = [one for one in about["repo"] if one["status"]["code"] == UNREADABLE]
     for one in unreadable:
         log(f"chatbot-backup: repository {one['key']} of the archive: {readable(one['status']['message'])[:200]}")

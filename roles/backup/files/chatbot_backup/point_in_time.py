@@ -6,6 +6,7 @@ streamed into a new database of the server in use, beside the present one, as fr
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -50,7 +51,8 @@ def find(settings: Settings, at: str) -> tuple[Point | None, str]:
     Raises:
         Failure: when the moment is yet to come, or the archive cannot be read.
     """
-    moment = catalogue.moment(at)
+    named = re.fullmatch(f"{catalogue.BACKUP_NAME}|{catalogue.SNAPSHOT}", at)
+    moment = None if named else catalogue.moment(at)
     if moment is None:
         return None, ""
     if moment > catalogue.now():
