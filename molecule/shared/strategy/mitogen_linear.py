@@ -1,10 +1,28 @@
 """Ansible's strategy `mitogen_linear`, found beside the test bed.
 
 It keeps one Python running on each host instead of starting one for every task: a third of the processor time, measured
-on the role postgresql. Playbooks that tests run as an operator does, by testbed.verify.play, take Ansible's own
-strategy: among them site.yml in check mode, rolling_update.yml, rollback.yml, backup.yml and restore.yml.
+on the role postgresql. What tests run as an operator does takes Ansible's own strategy: on a finished site backup.yml,
+restore.yml and health.yml, in other scenarios the playbooks that they interrupt or that are about connections.
 """
 
+from pathlib import Path
+
+import ansible_mitogen.module_finder
+import jinja2.environment
+import mitogen.master
 from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule
+from testbed.testbed_codecache import Kept
+
+# Mitogen compiles forty sources for each kind of module, to see what they import, and Ansible a template in each task's
+# process that needs it: together a quarter of a short play's time on the control node (measured on the role valkey).
+_kept = Kept(str(Path(__file__).resolve().parents[3] / ".cache/compiled"))
+
+
+def _compile(source: bytes | str, filename: str, mode: str) -> object:
+    return _kept.compile(source, filename, mode, dont_inherit=True)
+
+
+for _module in (ansible_mitogen.module_finder, mitogen.master, jinja2.environment):
+    vars(_module)["compile"] = _compile
 
 __all__ = ["StrategyModule"]

@@ -34,8 +34,8 @@ def _down(options: argparse.Namespace) -> None:
             docker("rm", "-fv", *names)
         docker("network", "rm", helpers.NETWORK, check=False)
         if options.caches:
-            for volume in ("chatbot-testbed-apt", "chatbot-testbed-registry", "chatbot-testbed-pip"):
-                docker("volume", "rm", volume, check=False)
+            for volume in ("apt", "registry", "pip", "code"):
+                docker("volume", "rm", f"chatbot-testbed-{volume}", check=False)
             settled_hosts = (f"{suite}-settled" for suite in images.SUITES)
             for image in (*settled_hosts, *images.SUITES, "helper", "trixie-slim", "application"):
                 docker("rmi", images.repository(image), check=False)

@@ -100,6 +100,7 @@ def _start(scenario: str, host: Host, *, keep: bool) -> str:
             *(["--security-opt", "apparmor=unconfined"] if Path("/sys/module/apparmor").exists() else []),
             "--cgroupns", "private", "--env", "container=docker", "--tmpfs", "/run", "--tmpfs", "/tmp",  # noqa: S108
             "--volume", "/var/lib/docker", "--volume", "chatbot-testbed-pip:/root/.cache/pip",
+            "--volume", f"chatbot-testbed-code:{images.COMPILED}",
             *(["--memory", host.memory] if host.memory else []),
             *(part for port in host.publish for part in ("--publish", port)),
             image,

@@ -11,6 +11,8 @@ from pathlib import Path
 from .docker import TestbedError, docker, inspect, run, say
 
 HERE = Path(__file__).resolve().parent
+# Where hosts keep what their Python has compiled of Ansible's sources: a volume that all hosts share.
+COMPILED = "/var/cache/testbed-code"
 AUTHORITIES = Path("/usr/local/share/ca-certificates")
 
 # What a provider's Debian image has before anybody touches it: systemd, sshd, Python for Ansible, little else.
@@ -68,7 +70,7 @@ def authorities() -> list[Path]:
 
 
 def _digest(*parts: str) -> str:
-    files = [HERE / "vps-init", HERE / "testbed_zipcache.py", Path(__file__), *authorities()]
+    files = [HERE / "vps-init", HERE / "testbed_codecache.py", Path(__file__), *authorities()]
     # Two checkouts on one machine share the images: where this one lies must not count.
     material = "\n".join(parts).replace(str(HERE), "") + "".join(p.read_text(errors="replace") for p in files)
     return hashlib.sha256(material.encode()).hexdigest()[:16]
@@ -107,8 +109,9 @@ def build_vps(name: str) -> None:
     hooks = [
         *_common_hooks(),
         f"copy-in {HERE / 'vps-init'} /usr/sbin",
-        f"copy-in {HERE / 'testbed_zipcache.py'} /usr/lib/python3/dist-packages",
-        'echo import testbed_zipcache > "$1/usr/lib/python3/dist-packages/testbed-zipcache.pth"',
+        f"copy-in {HERE / 'testbed_codecache.py'} /usr/lib/python3/dist-packages",
+        f"echo 'import testbed_codecache; testbed_codecache.keep_in(\"{COMPILED}\")'"
+        ' > "$1/usr/lib/python3/dist-packages/testbed-codecache.pth"',
         # A container's kernel has no modules to load, and it has no console to ask for passwords.
         *(
             f'ln -sf /dev/null "$1/etc/systemd/system/{unit}"'

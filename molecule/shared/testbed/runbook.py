@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .verify import REPOSITORY, run_as_operator
+from .verify import REPOSITORY, run_as_scenario
 
 RUNBOOKS = REPOSITORY / "docs/runbooks"
 BLOCK = re.compile(r"^ *```(?:sh)?( host)?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
@@ -54,6 +54,6 @@ def perform(host: Any, block: Block, replace: Mapping[str, str] | None = None) -
     else:
         known = host.ansible.get_variables()
         inventory = f"-i {known['testbed_directory']}/hosts.yml --limit {known['inventory_hostname']}"
-        code, output = run_as_operator(["bash", "-euo", "pipefail", "-c", INVENTORY.sub(inventory, commands)])
+        code, output = run_as_scenario(["bash", "-euo", "pipefail", "-c", INVENTORY.sub(inventory, commands)])
     assert code == 0, f"exit code {code} from\n{commands}\n{output[-3000:]}"
     return output

@@ -60,8 +60,13 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
         arguments: further arguments of ansible-playbook.
         variables: extra variables, of any type that JSON has.
     """
+    return run_as_scenario(command_of(host, playbook, *arguments, **variables))
+
+
+def run_as_scenario(command: list[str], limit: float = 900) -> Played:
+    """Run a command that plays, for at most `limit` seconds, with the strategy that play() would take."""
     strategy = _STRATEGY if _PLAYS_LIKE_MOLECULE else {}
-    return _run(command_of(host, playbook, *arguments, **variables), operators_environment() | strategy, 900)
+    return _run(command, operators_environment() | strategy, limit)
 
 
 def run_as_operator(command: list[str], limit: float = 900) -> Played:

@@ -2,18 +2,20 @@
 
 import pytest
 from conftest import recap
+from testbed.verify import play
 
 # The other host has the runbooks meanwhile. Whole playbooks run here, beside other scenarios.
 pytestmark = [pytest.mark.only_on("debian13"), pytest.mark.timeout(900)]
 
 
-def test_check_mode_reports_no_change(playbook):
-    code, output = playbook("site.yml", "--check", "--diff")
+def test_check_mode_reports_no_change(host):
+    code, output = play(host, "playbooks/site.yml", "--check", "--diff")
     assert code == 0, output[-3000:]
     assert recap(output) == {"changed": 0, "failed": 0, "unreachable": 0}, output
 
 
 def test_backup_and_restore_bring_a_conversation_back(chat, playbook):
+    """With Ansible's own strategy."""
     _, conversation = chat.call("POST", "/api/v1/conversations", {"title": "Kept in a backup"})
     path = f"/api/v1/conversations/{conversation['id']}"
     code, output = playbook("backup.yml")

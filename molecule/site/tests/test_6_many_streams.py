@@ -11,6 +11,9 @@ from conftest import COLOUR, chats_again, make_account
 from testbed.chat import ChatClient, ChatError
 from testbed.verify import eventually
 
+# All of it is in the image.
+pytestmark = pytest.mark.only_on("debian13")
+
 ACCOUNTS, ANSWERS_EACH = 10, 5
 # Forty seconds: the first must still be counting when the last has begun.
 NUMBERS, PAUSE = 400, 0.1
