@@ -13,7 +13,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "roles/backup/files"))
 
-from chatbot_backup import archive, books, catalogue, common, point_in_time, restore
+from chatbot_backup import archive, books, catalogue, common, database, point_in_time, restore
 from chatbot_backup.common import RepositorySettings, Settings
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -243,14 +243,14 @@ def test_recovery_point_is_never_later_than_what_is_missing(
     host: Settings, monkeypatch: pytest.MonkeyPatch, answer: str, dropped: str, expected: dict[str, float]
 ) -> None:
     archive.DROPPED.write_text(dropped)
-    monkeypatch.setattr(archive.Server, "sql", lambda *_: answer)
+    monkeypatch.setattr(database.Server, "sql", lambda *_: answer)
     assert archive.watch(host) == expected
     text = (host.metrics_directory / "chatbot_backup_archive.prom").read_text()
     assert f'recovery_point_timestamp_seconds{{repository="archive"}} {expected["point"]:.15g}\n' in text
 
 
 def test_server_that_does_not_archive_is_told(host: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive.Server, "sql", lambda *_: "10000||0|60|off")
+    monkeypatch.setattr(database.Server, "sql", lambda *_: "10000||0|60|off")
     with pytest.raises(common.Failure, match="does not archive"):
         archive.watch(host)
     assert not (host.metrics_directory / "chatbot_backup_archive.prom").exists()

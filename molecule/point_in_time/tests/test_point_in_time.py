@@ -84,6 +84,16 @@ def test_moment_behind_the_last_change_comes_back(host, sql):
     tidy(host, sql)
 
 
+def test_drill_replays_the_archive_too(host, sql):
+    host.check_output("systemctl start chatbot-backup-drill")
+    text = host.check_output("cat /var/lib/prometheus/node-exporter/chatbot_backup_drill_archive.prom")
+    assert 'backup_drill_success{repository="archive"} 1' in text
+    log = host.check_output("journalctl --unit chatbot-backup-drill --lines 8 --output cat --no-pager")
+    rows = int(sql("SELECT (SELECT count(*) FROM conversations) + (SELECT count(*) FROM messages)"))
+    assert f"the archive reaches the present moment: {rows} rows read" in log
+    assert host.check_output(LEFT_OVERS) == ""
+
+
 def test_moment_to_come_is_refused(host):
     for command in ("plan", "restore"):
         refused = host.run(f"chatbot-backup {command} --at 2099-01-01")

@@ -155,12 +155,14 @@ def publish_checks(settings: Settings, results: dict[str, int]) -> None:
 
 
 def publish_drill(settings: Settings, repository: str, changes: dict[str, Any]) -> None:
-    """Write down how a drill went; what is known of the last good one stays."""
-    known = load(DRILL) if load(DRILL).get("repository") == repository else {}
+    """Write down how a drill of a repository, or of the archive, went; what is known of the last good one stays."""
+    suffix = "_archive" if repository == ARCHIVE else ""
+    file = DRILL.with_stem(DRILL.stem + suffix)
+    known = load(file) if load(file).get("repository") == repository else {}
     known |= {"repository": repository} | changes
-    replace(DRILL, json.dumps(known) + "\n")
+    replace(file, json.dumps(known) + "\n")
     text = "".join(metric(name, meaning, {repository: known[key]}) for name, meaning, key in OF_DRILL if key in known)
-    publish(settings, "chatbot_backup_drill.prom", text)
+    publish(settings, f"chatbot_backup_drill{suffix}.prom", text)
 
 
 def publish_archive(settings: Settings, figures: dict[str, float]) -> None:

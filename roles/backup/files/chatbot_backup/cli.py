@@ -113,6 +113,10 @@ def command_undo(settings: Settings, _: argparse.Namespace) -> None:
 def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
     with only_one(settings):
         figures = drill.run(settings, arguments.source)
+        # Who names a repository wants to know of that one.
+        archived = drill.run_archive(settings) if settings.stanza and not arguments.source else {}
+    if archived:
+        log(f"the archive reaches the present moment: {archived['rows']} rows read after {archived['rto']} s")
     log(
         f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
         f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time {figures['rto']} s, "

@@ -368,3 +368,20 @@ def copy(moment: Moment, target: Server, name: str, programs: Path | None = None
             raise Failure(failure.code, f"{moment.database}: {words if dumping.wait() > 0 else failure}") from None
         if dumping.wait() != 0:
             raise Failure(DUMP_FAILED, f"pg_dump of {moment.database} failed: {said(errors)}")
+
+
+def read(moment: Moment) -> int:
+    """Read a whole database as a dump does, for nobody; return the number of bytes.
+
+    Raises:
+        Failure: when it cannot be read.
+    """
+    command = ["pg_dump", "--format=custom", "--compress=0", f"--snapshot={moment.snapshot}"]
+    command += [*moment.server.options(), "--dbname", moment.database]
+    stream = Stream()
+    with program(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, errors):
+        assert dumping.stdout is not None  # noqa: S101 - made with a pipe
+        stream.pass_on(dumping.stdout, [])
+        if dumping.wait() != 0:
+            raise Failure(DUMP_FAILED, f"pg_dump of {moment.database} failed: {said(errors)}")
+    return stream.bytes

@@ -13,13 +13,13 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chatbot_backup import catalogue
-from chatbot_backup.books import publish_drill
+from chatbot_backup import catalogue, point_in_time
+from chatbot_backup.books import ARCHIVE, publish_drill
 from chatbot_backup.catalogue import Backup
 from chatbot_backup.common import (
     DISK_FULL,
@@ -75,14 +75,27 @@ def run(settings: Settings, source: str = "") -> dict[str, Any]:
         Failure: when the backup could not be used. The metrics say so, too.
     """
     place = settings.repository(source or settings.repositories[-1].name)
-    begin = time.time()
+    return told(settings, place.name, lambda: prove(settings, Repository(place, settings), time.time()))
+
+
+def run_archive(settings: Settings) -> dict[str, Any]:
+    """Prove that the archive brings the database to the present moment; return the figures.
+
+    Raises:
+        Failure: when it does not. The metrics say so, too.
+    """
+    return told(settings, ARCHIVE, lambda: point_in_time.prove(settings))
+
+
+def told(settings: Settings, name: str, proof: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do a drill, and let the metrics know how it went."""
     try:
-        figures = prove(settings, Repository(place, settings), begin)
+        figures = proof()
     except Failure as failure:
-        publish_drill(settings, place.name, {"end": time.time(), "success": 0, "code": failure.code})
+        publish_drill(settings, name, {"end": time.time(), "success": 0, "code": failure.code})
         raise
     end = time.time()
-    publish_drill(settings, place.name, figures | {"end": end, "verified": end, "success": 1, "code": 0})
+    publish_drill(settings, name, figures | {"end": end, "verified": end, "success": 1, "code": 0})
     return figures
 
 
@@ -165,8 +178,8 @@ def server(settings: Settings) -> Iterator[tuple[Server, str]]:
     SCRATCH.make()
     data = str(SCRATCH.data)
     SCRATCH.run("initdb", "--pgdata", data, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer", "--no-sync")
-    (SCRATCH.data / "pg_hba.conf").write_text(
-        f"local all postgres peer\nlocal all {quoted(settings.database_owner)} scram-sha-256\n"
+    SCRATCH.write(
+        "pg_hba.conf", f"local all postgres peer\nlocal all {quoted(settings.database_owner)} scram-sha-256\n"
     )
     SCRATCH.start("-c wal_level=minimal -c max_wal_senders=0")
     password = secrets.token_urlsafe(24)

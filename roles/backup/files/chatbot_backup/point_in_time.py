@@ -17,7 +17,7 @@ from typing import Any
 
 from chatbot_backup import archive, catalogue
 from chatbot_backup.common import DAMAGED, NO_BACKUP, NOT_AS_RECORDED, OTHER, Failure, Settings, first_line
-from chatbot_backup.database import Moment, Server, copy
+from chatbot_backup.database import Moment, Server, copy, read
 from chatbot_backup.manifest import compare_tables, named
 from chatbot_backup.scratch import Scratch, versions
 
@@ -59,6 +59,15 @@ def find(settings: Settings, at: str) -> tuple[Point | None, str]:
         raise Failure(
             NO_BACKUP, f"{at} is yet to come: {moment.isoformat()}. Give a moment that has passed, or at=latest."
         )
+    return at_moment(settings, moment)
+
+
+def at_moment(settings: Settings, moment: datetime) -> tuple[Point | None, str]:
+    """Return the point of a moment that has passed; or none, and the reason.
+
+    Raises:
+        Failure: when the archive cannot be read.
+    """
     about = archive.info(settings)
     known = [one for one in about["backup"] if not one["error"]]
     earlier = [one for one in known if int(one["timestamp"]["stop"]) < moment.timestamp()]
@@ -73,6 +82,30 @@ def find(settings: Settings, at: str) -> tuple[Point | None, str]:
         return None, f"the archive of that moment is PostgreSQL {version}'s, whose programs are gone from this host"
     key = int(newest["database"]["repo-key"])
     return Point(moment, newest["label"], key, version, int(newest["info"]["size"])), ""
+
+
+def prove(settings: Settings) -> dict[str, Any]:
+    """Bring the database to the present moment aside, and read all of it; return the figures, as a drill has them.
+
+    Raises:
+        Failure: when that is not possible. What is in use is not touched.
+    """
+    begin = time.time()
+    archive.flush()
+    point, reason = at_moment(settings, catalogue.now())
+    if point is None:
+        raise Failure(NO_BACKUP, f"{reason}. Make a base backup: systemctl start chatbot-backup-base")
+    with replayed(point, settings) as source, Moment(source, settings.database) as moment:
+        size = read(moment)
+        rows = sum(moment.rows.values())
+    lost = max(0.0, begin - archive.watch(settings)["point"])
+    return {
+        "base": point.label,
+        "rows": rows,
+        "bytes": size,
+        "rto": round(time.time() - begin, 1),
+        "rpo": round(lost, 1),
+    }
 
 
 def version_of(about: dict[str, Any], backup: dict[str, Any]) -> int:
@@ -124,9 +157,12 @@ def replayed(point: Point, settings: Settings) -> Iterator[Server]:
             "--target-action=promote",
             "restore",
         )
-        (scratch.data / "postgresql.conf").write_text("")
-        (scratch.data / "pg_hba.conf").write_text("local all postgres peer\n")
-        (scratch.data / "pg_ident.conf").write_text("")
+        for name, text in (
+            ("postgresql.conf", ""),
+            ("pg_hba.conf", "local all postgres peer\n"),
+            ("pg_ident.conf", ""),
+        ):
+            scratch.write(name, text)
         # Without hot_standby it need not have the sizes of the server that has written the changes.
         scratch.start("-c archive_mode=off -c hot_standby=off -c shared_buffers=64MB", START_SECONDS)
         wait(point, scratch)

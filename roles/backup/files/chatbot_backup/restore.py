@@ -180,6 +180,8 @@ def plan_from_backup(repository: Repository, at: str, what: str, point: Point | 
     try:
         backup = catalogue.choose(at, known, where)
     except Failure as failure:
+        if note:
+            raise Failure(failure.code, f"{failure} Nor can it be had to the second: {note}.") from None
         if point is None or failure.code != NO_BACKUP:
             raise
         note = "There is no backup of the uploads from then or before: they stay as they are."

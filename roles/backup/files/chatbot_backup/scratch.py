@@ -69,6 +69,12 @@ class Scratch:
             shutil.chown(directory, "postgres", "postgres")
             directory.chmod(mode)
 
+    def write(self, name: str, text: str) -> None:
+        """Write one of its files, for it to read."""
+        file = self.data / name
+        file.write_text(text)
+        shutil.chown(file, "postgres", "postgres")
+
     def run(self, *command: str, seconds: float = 300) -> None:
         """Run one of PostgreSQL's programs.
 
