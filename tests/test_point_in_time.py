@@ -111,6 +111,15 @@ def test_backup_has_to_do_where_the_archive_has_not_the_moment(
     assert reason in found and bool(reason) == bool(found)
 
 
+def test_missing_archive_is_no_reason_for_an_older_state(host: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its disk may not be mounted: whoever has named a moment shall hear that, and not get last night's."""
+    empty = about() | {"repo": [{"key": 1, "status": {"code": 1, "message": "missing stanza path"}}]}
+    monkeypatch.setattr(archive, "info", lambda _: empty)
+    with pytest.raises(common.Failure, match="Is a disk not mounted.*-e from=") as raised:
+        point_in_time.find(host, "2026-11-26 11:00:00+00:00")
+    assert raised.value.code == common.NO_REPOSITORY
+
+
 def test_moment_to_come_is_none(host: Settings) -> None:
     with pytest.raises(common.Failure, match="is yet to come") as raised:
         point_in_time.find(host, "2026-11-26 12:00:01+00:00")

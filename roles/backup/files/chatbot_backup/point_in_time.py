@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from chatbot_backup import archive, catalogue
-from chatbot_backup.common import DAMAGED, NO_BACKUP, NOT_AS_RECORDED, OTHER, Failure, Settings, first_line
+from chatbot_backup.common import (
+    DAMAGED,
+    NO_BACKUP,
+    NO_REPOSITORY,
+    NOT_AS_RECORDED,
+    OTHER,
+    Failure,
+    Settings,
+    first_line,
+)
 from chatbot_backup.database import Moment, Server, copy, read
 from chatbot_backup.manifest import compare_tables, named
 from chatbot_backup.scratch import Scratch, versions
@@ -69,6 +78,9 @@ def at_moment(settings: Settings, moment: datetime) -> tuple[Point | None, str]:
         Failure: when the archive cannot be read.
     """
     about = archive.info(settings)
+    if all(one["status"]["code"] in archive.NOTHING_THERE for one in about["repo"]):
+        words = archive.REMEDIES[NO_REPOSITORY]
+        raise Failure(NO_REPOSITORY, f"{words} The newest backup of before comes with -e from=<repository>.")
     known = [one for one in about["backup"] if not one["error"]]
     earlier = [one for one in known if int(one["timestamp"]["stop"]) < moment.timestamp()]
     if not earlier:
@@ -90,9 +102,9 @@ def prove(settings: Settings) -> dict[str, Any]:
     Raises:
         Failure: when that is not possible. What is in use is not touched.
     """
-    begin = time.time()
+    begin, moment = time.time(), catalogue.now()
     archive.flush()
-    point, reason = at_moment(settings, catalogue.now())
+    point, reason = at_moment(settings, moment)
     if point is None:
         raise Failure(NO_BACKUP, f"{reason}. Make a base backup: systemctl start chatbot-backup-base")
     with replayed(point, settings) as source, Moment(source, settings.database) as moment:
