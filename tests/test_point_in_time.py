@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_missing_archive_is_no_reason_for_an_older_state(host: Settings, monkeyp
     """Its disk may not be mounted: whoever has named a moment shall hear that, and not get last night's."""
     empty = about() | {"repo": [{"key": 1, "status": {"code": 1, "message": "missing stanza path"}}]}
     monkeypatch.setattr(archive, "info", lambda _: empty)
-    with pytest.raises(common.Failure, match="Is a disk not mounted.*-e from=") as raised:
+    with pytest.raises(common.Failure, match=r"Is a disk not mounted.*-e from=") as raised:
         point_in_time.find(host, "2026-11-26 11:00:00+00:00")
     assert raised.value.code == common.NO_REPOSITORY
 
@@ -174,6 +175,84 @@ def test_end_of_the_archive_is_named_as_the_operator_types_it() -> None:
     broken = point_in_time.ended(point, "LOG:  redo starts\nFATAL:  could not locate required checkpoint record\n")
     assert broken.code == common.DAMAGED
     assert "could not locate required checkpoint record" in str(broken)
+
+
+# --- Making the archive, and following a cluster ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("near", "far", "expected"),
+    [
+        # Each repository: the state that pgBackRest tells, and the clusters that it knows.
+        ((0, [1, 2]), (0, [1, 2]), []),
+        ((1, []), (3, []), [(1, "stanza-create"), (2, "stanza-create")]),
+        ((0, [1]), (0, [1]), [(1, "stanza-upgrade"), (2, "stanza-upgrade")]),
+        ((1, []), (0, [1]), [(1, "stanza-create"), (2, "stanza-upgrade")]),  # a rebuilt host
+    ],
+)
+def test_each_repository_gets_what_it_lacks(
+    host: Settings, monkeypatch: pytest.MonkeyPatch, near: Any, far: Any, expected: list[tuple[int, str]]
+) -> None:
+    known = about(taken("2026-11-26 01:19", database=2), taken("2026-11-26 01:19", repository=2, database=2))
+    has = {1: near[1], 2: far[1]}
+    known["db"] = [one for one in known["db"] if one["id"] in has[one["repo-key"]]]
+    known["repo"] = [{"key": key, "status": {"code": place[0]}} for key, place in ((1, near), (2, far))]
+    asked: list[tuple[int, str]] = []
+    bases: list[Settings] = []
+    monkeypatch.setattr(archive, "info", lambda _: known)
+    monkeypatch.setattr(archive, "cluster_in_use", lambda: ("17", "7002"))
+    monkeypatch.setattr(archive, "alone", lambda _, key, command: asked.append((key, command)))
+    monkeypatch.setattr(archive, "pgbackrest", lambda *_, **__: "")
+    monkeypatch.setattr(archive, "base", bases.append)
+    books.publish_base(host, {"code": 0, "success": {
+        "timestamp": 2.0, "duration_seconds": 1.0, "size_bytes": 5, "added_bytes": 3}})  # fmt: skip
+    done = archive.init(host)
+    assert asked == expected
+    # A base backup of the present cluster is missing wherever something was made or continued.
+    assert len(bases) == bool(expected)
+    assert len(done) == len(expected) + len(bases)
+    # Switched off and on again, nothing is known of a base backup: one is made.
+    books.BASE.unlink()
+    archive.init(host)
+    assert len(bases) == bool(expected) + 1
+
+
+def test_command_for_one_repository_sees_no_other(
+    host: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    configuration = tmp_path / "pgbackrest.conf"
+    configuration.write_text(
+        "[global]\nrepo1-path=/near\nrepo1-cipher-pass=a\nrepo2-path=/far\nrepo2-cipher-pass=b\nprocess-max=1\n"
+        "\n[chatbot]\npg1-path=/var/lib/postgresql/17/main\n"
+    )
+    monkeypatch.setattr(archive, "CONFIGURATION", configuration)
+    monkeypatch.setattr(archive, "RUN", tmp_path)
+    monkeypatch.setattr(shutil, "chown", lambda *_: None)
+    seen: list[list[str]] = []
+
+    def pgbackrest(_: Settings, command: str, configuration: Path, seconds: float) -> str:
+        seen.append([command, *configuration.read_text().split()])
+        return ""
+
+    monkeypatch.setattr(archive, "pgbackrest", pgbackrest)
+    archive.alone(host, 2, "stanza-upgrade")
+    rest = ["process-max=1", "[chatbot]", "pg1-path=/var/lib/postgresql/17/main"]
+    assert seen == [["stanza-upgrade", "[global]", "repo1-path=/far", "repo1-cipher-pass=b", *rest]]
+    assert list(tmp_path.glob("*archive*")) == []
+
+
+def test_new_configuration_with_one_wrong_password_is_refused(
+    host: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the other repository can be read, and one that is out of reach is no fault of the configuration."""
+    known = about()
+    known["repo"][1]["status"] = {"code": 99, "message": "[HostConnectError] unable to connect to 'objects:443'"}
+    monkeypatch.setattr(archive, "info", lambda *_: known)
+    archive.try_configuration(host)
+    known["repo"][1]["status"] = {"code": 99, "message": "[CryptoError] cipher header invalid"}
+    with pytest.raises(common.Failure, match="the password does not open the archive") as raised:
+        archive.try_configuration(host)
+    assert raised.value.code == common.WRONG_PASSWORD
 
 
 # --- Base backups and gaps -------------------------------------------------------------------------------------------

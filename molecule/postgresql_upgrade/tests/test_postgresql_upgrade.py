@@ -98,8 +98,9 @@ def clusters(host) -> dict[str, tuple[str, str]]:
 def archived(host) -> str:
     """The version of the cluster whose changes the archive takes, as seen in the newest base backup of it."""
     (about,) = json.loads(host.check_output("cd / && runuser -u postgres -- pgbackrest info --output=json"))
-    last = about["db"][-1]
-    assert about["backup"][-1]["database"]["id"] == last["id"], "no base backup of it"
+    last = max(about["db"], key=lambda one: one["id"])
+    newest = max(about["backup"], key=lambda one: one["timestamp"]["stop"])
+    assert newest["database"]["id"] == last["id"], "no base backup of it"
     host.check_output("cd / && runuser -u postgres -- pgbackrest --stanza=chatbot check")
     return str(last["version"])
 

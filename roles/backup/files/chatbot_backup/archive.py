@@ -9,7 +9,10 @@ backup. `files/pgbackrest-archive-push` writes such a gap down, because PostgreS
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,10 @@ from chatbot_backup.common import (
 from chatbot_backup.database import Server
 
 CONFIGURATION = Path("/etc/pgbackrest/pgbackrest.conf")
+# Where the role puts a new one until it has proven good, for root alone.
+TRIED = Path("/etc/chatbot-backup/pgbackrest.conf")
+# Where a configuration is for a moment that names one repository alone.
+RUN = Path("/run")
 # One line for each segment that was dropped: when it was last written, in seconds, and its name.
 DROPPED = Path("/var/spool/pgbackrest/chatbot-dropped")
 # A segment of WAL, in bytes, as the distribution's clusters have them.
@@ -87,14 +94,14 @@ def readable(text: str) -> str:
 
 
 def pgbackrest(settings: Settings, *words: str, configuration: Path = CONFIGURATION, seconds: float = 0) -> str:
-    """Run pgBackRest as postgres (with a configuration that is tried, as root); return its output.
+    """Run pgBackRest as postgres (root where a configuration is tried); return its output.
 
     Raises:
         Failure: when it fails, with the remedy; or does not end within `seconds`, by default the time of a backup.
     """
     command = ["pgbackrest", f"--config={configuration}", f"--stanza={settings.stanza}", *words]
     doing = next(word for word in words if not word.startswith("-"))
-    account = as_user("postgres") if configuration == CONFIGURATION else {}
+    account = {} if configuration == TRIED else as_user("postgres")
     try:
         done = subprocess.run(command, capture_output=True, check=False, timeout=seconds or settings.timeout, **account)
     except FileNotFoundError:
@@ -128,45 +135,72 @@ def info(settings: Settings, configuration: Path = CONFIGURATION) -> dict[str, A
     return about
 
 
-def try_configuration(settings: Settings, configuration: Path) -> None:
-    """See that pgBackRest takes a configuration, and that its password opens what is there, before it is in use.
+def try_configuration(settings: Settings) -> None:
+    """See that pgBackRest takes a new configuration, and that its passwords open what is there, before it is in use.
 
     Raises:
         Failure: when it does not. A repository that cannot be reached now is no fault of the configuration.
     """
     try:
-        info(settings, configuration)
+        about = info(settings, TRIED)
     except Failure as reason:
         if reason.code not in (UNREACHABLE, NO_REPOSITORY):
             raise
+        return
+    for one in about["repo"]:
+        told = failure(one["status"]["message"], "info")
+        if one["status"]["code"] == UNREADABLE and told.code == WRONG_PASSWORD:
+            raise told
 
 
 def init(settings: Settings) -> list[str]:
     """Make the archive, or let it know of a new cluster, and see that segments arrive; return what was done.
 
-    The first base backup of a cluster belongs to it: without one no moment can be reached.
+    A base backup belongs to it when something was made or continued, and when the archive was switched on again: without
+    one no moment from now on can be reached.
 
     Raises:
         Failure: when PostgreSQL's segments do not arrive in every repository.
     """
     done = []
-    about = info(settings)
-    if any(one["status"]["code"] in NOTHING_THERE for one in about["repo"]) or not about["db"]:
-        pgbackrest(settings, "stanza-create", seconds=300)
-        done.append("a new archive was made")
-    elif cluster(about) != cluster_in_use():
-        pgbackrest(settings, "stanza-upgrade", seconds=300)
-        done.append("the archive goes on with the present cluster")
+    about, present = info(settings), cluster_in_use()
+    for one in about["repo"]:
+        known = [each for each in about["db"] if each["repo-key"] == one["key"]]
+        if one["status"]["code"] in NOTHING_THERE or not known:
+            alone(settings, one["key"], "stanza-create")
+            done.append(f"a new archive was made in repository {one['key']}")
+        elif identity(max(known, key=lambda each: int(each["id"]))) != present:
+            alone(settings, one["key"], "stanza-upgrade")
+            done.append(f"the archive in repository {one['key']} goes on with the present cluster")
     pgbackrest(settings, "check", seconds=300)
-    if not of_cluster_in_use(info(settings)):
+    about = info(settings)
+    if done or "success" not in load_base() or not all(of_cluster_in_use(about, one["key"]) for one in about["repo"]):
         base(settings)
-        done.append("the first base backup was made")
+        done.append("a base backup was made")
     return done
 
 
-def cluster(about: dict[str, Any]) -> tuple[str, str]:
-    """Return the version and the number of the cluster that the archive follows."""
-    return about["db"][-1]["version"], str(about["db"][-1]["system-id"])
+def alone(settings: Settings, key: int, command: str) -> None:
+    """Run a command for one repository that pgBackRest only has for all: on a rebuilt host they differ.
+
+    Raises:
+        Failure: when it fails.
+    """
+    with tempfile.NamedTemporaryFile("w", prefix="chatbot-archive-", suffix=".conf", dir=RUN) as file:
+        for line in CONFIGURATION.read_text().splitlines():
+            repository = re.fullmatch(r"repo(\d+)(-.*)", line)
+            if repository is None:
+                file.write(f"{line}\n")
+            elif int(repository[1]) == key:
+                file.write(f"repo1{repository[2]}\n")
+        file.flush()
+        shutil.chown(file.name, "postgres")
+        pgbackrest(settings, command, configuration=Path(file.name), seconds=300)
+
+
+def identity(database: dict[str, Any]) -> tuple[str, str]:
+    """Return the version and the number of a cluster that the archive knows."""
+    return database["version"], str(database["system-id"])
 
 
 def cluster_in_use() -> tuple[str, str]:
@@ -177,11 +211,9 @@ def cluster_in_use() -> tuple[str, str]:
 
 def of_cluster_in_use(about: dict[str, Any], key: int = 0) -> list[dict[str, Any]]:
     """Return the good base backups of the cluster that serves, oldest first, of one repository or of all."""
-    version, number = cluster_in_use()
+    present = cluster_in_use()
     same = {
-        (one["repo-key"], one["id"])
-        for one in about["db"]
-        if (one["version"], str(one["system-id"])) == (version, number) and key in (0, one["repo-key"])
+        (one["repo-key"], one["id"]) for one in about["db"] if identity(one) == present and key in (0, one["repo-key"])
     }
     found = [
         one

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from chatbot_backup import archive, backup, catalogue, drill, restore, upgrade
@@ -111,28 +110,41 @@ def command_undo(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
+    failures = []
     with only_one(settings):
-        figures = drill.run(settings, arguments.source)
-        # Who names a repository wants to know of that one.
-        archived = drill.run_archive(settings) if settings.stanza and not arguments.source else {}
-    if archived:
-        log(f"the archive reaches the present moment: {archived['rows']} rows read after {archived['rto']} s")
-    log(
-        f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
-        f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time {figures['rto']} s, "
-        f"recovery point {figures['rpo']} s"
-    )
-    print(json.dumps(figures))
+        try:
+            figures = drill.run(settings, arguments.source)
+            log(
+                f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
+                f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time "
+                f"{figures['rto']} s, recovery point {figures['rpo']} s"
+            )
+            print(json.dumps(figures))
+        except Failure as failure:
+            failures.append(failure)
+        try:
+            # Who names a repository wants to know of that one.
+            if settings.stanza and not arguments.source:
+                figures = drill.run_archive(settings)
+                log(
+                    f"the archive reaches the present moment: {figures['rows']} rows read; recovery time "
+                    f"{figures['rto']} s, recovery point {figures['rpo']} s"
+                )
+        except Failure as failure:
+            failures.append(failure)
+    for failure in failures[:-1]:
+        log(f"chatbot-backup: {failure}")
+    if failures:
+        raise failures[-1]
 
 
 def command_archive_init(settings: Settings, _: argparse.Namespace) -> None:
-    with only_one(settings):
-        for done in archive.init(settings):
-            log(done)
+    for done in archive.init(settings):
+        log(done)
 
 
-def command_archive_try(settings: Settings, arguments: argparse.Namespace) -> None:
-    archive.try_configuration(settings, arguments.file)
+def command_archive_try(settings: Settings, _: argparse.Namespace) -> None:
+    archive.try_configuration(settings)
 
 
 def command_base(settings: Settings, _: argparse.Namespace) -> None:
@@ -215,8 +227,7 @@ def parser() -> argparse.ArgumentParser:
     command("base", command_base, "Make a base backup, from which the database can be brought to any later moment.")
     command("watch", command_watch, "Tell the metrics how far PostgreSQL's changes are in the archive.")
     command("archive-init", command_archive_init, "Make the archive if it is not there yet, and see that it works.")
-    trying = command("archive-try", command_archive_try, "See that pgBackRest takes a configuration.")
-    trying.add_argument("file", type=Path)
+    command("archive-try", command_archive_try, "See that pgBackRest takes the new configuration.")
     steps = {
         "upgrade-plan": (command_upgrade_plan, "Say whether PostgreSQL can be brought to a new major version."),
         "upgrade-prepare": (

@@ -107,9 +107,9 @@ def prove(settings: Settings) -> dict[str, Any]:
     point, reason = at_moment(settings, moment)
     if point is None:
         raise Failure(NO_BACKUP, f"{reason}. Make a base backup: systemctl start chatbot-backup-base")
-    with replayed(point, settings) as source, Moment(source, settings.database) as moment:
-        size = read(moment)
-        rows = sum(moment.rows.values())
+    with replayed(point, settings) as source, Moment(source, settings.database) as held:
+        size = read(held)
+        rows = sum(held.rows.values())
     lost = max(0.0, begin - archive.watch(settings)["point"])
     return {
         "base": point.label,
@@ -183,6 +183,11 @@ def replayed(point: Point, settings: Settings) -> Iterator[Server]:
         scratch.clean()
         with suppress(OSError):
             SOCKET.rmdir()
+
+
+def clean() -> None:
+    """End and remove the server that a killed restore has left."""
+    Scratch(PLACE, SOCKET).clean()
 
 
 def wait(point: Point, scratch: Scratch) -> None:

@@ -198,6 +198,8 @@ def plan_from_backup(repository: Repository, at: str, what: str, point: Point | 
         note = f"Not of that moment, but the backup before it: {note}."
     elif point and "uploads" in parts:
         note = f"The uploads are those of backup {backup.name}, the newest of then or before."
+    if point:
+        manifest |= {"database": None}  # that one is of another time
     passed_over = catalogue.of_the_future(known) if at == "latest" else []
     return Plan(repository, backup, manifest, parts, passed_over, point, note)
 
@@ -303,6 +305,7 @@ def undisturbed() -> Iterator[None]:
 
 def clean(settings: Settings) -> None:
     """Remove what this or a killed restore has made and not used."""
+    point_in_time.clean()
     for directory in [*STATE.glob("restore-*"), *settings.uploads.parent.glob(f"{settings.uploads.name}.restore-*")]:
         shutil.rmtree(directory, ignore_errors=True)
     if settings.database:
