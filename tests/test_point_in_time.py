@@ -14,7 +14,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "roles/backup/files"))
 
-from chatbot_backup import archive, books, catalogue, common, database, point_in_time, restore
+from chatbot_backup import archive, books, catalogue, common, database, point_in_time, restore, scratch
 from chatbot_backup.common import RepositorySettings, Settings
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -163,16 +163,22 @@ def test_words_lead_to_a_remedy(said: str, code: int) -> None:
     assert "\n" not in str(found) and str(found).isprintable()
 
 
-def test_end_of_the_archive_is_named_as_the_operator_types_it() -> None:
-    point = point_in_time.Point(NOON, "label", 1, 17, 1)
-    said = (
+def test_end_of_the_archive_is_named_as_the_operator_types_it(tmp_path: Path) -> None:
+    point, place = point_in_time.Point(NOON, "label", 1, 17, 1), scratch.Scratch(tmp_path, tmp_path)
+    place.log_file.write_text(
         "LOG:  last completed transaction was at log time 2026-11-26 09:15:03.879513+00\n"
         "FATAL:  recovery ended before configured recovery target was reached\n"
     )
-    found = point_in_time.ended(point, said)
+    found = point_in_time.ended(point, place)
     assert found.code == common.NO_BACKUP
     assert "-e 'at=\"2026-11-26 09:15:03+00:00\"'" in str(found)
-    broken = point_in_time.ended(point, "LOG:  redo starts\nFATAL:  could not locate required checkpoint record\n")
+    place.log_file.write_text(place.log_file.read_text().replace("03.879513+00", "03+00"))
+    assert "-e 'at=\"2026-11-26 09:15:02+00:00\"'" in str(point_in_time.ended(point, place))
+    place.log_file.write_text(
+        "LOG:  redo starts\nFATAL:  could not locate required checkpoint record\n"
+        "FATAL:  the database system is not accepting connections\n"
+    )
+    broken = point_in_time.ended(point, place)
     assert broken.code == common.DAMAGED
     assert "could not locate required checkpoint record" in str(broken)
 

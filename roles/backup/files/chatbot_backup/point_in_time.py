@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,6 @@ from chatbot_backup.scratch import Scratch, versions
 
 PLACE = Path("/var/lib/chatbot-point-in-time")
 SOCKET = Path("/run/chatbot-point-in-time")
-# Longest time in seconds until the server answers after its start, and until it has replayed the changes.
-START_SECONDS, REPLAY_SECONDS = 300, 14400
 TARGET = "%Y-%m-%d %H:%M:%S.%f+00"
 
 
@@ -60,8 +58,8 @@ def find(settings: Settings, at: str) -> tuple[Point | None, str]:
     Raises:
         Failure: when the moment is yet to come, or the archive cannot be read.
     """
-    named = re.fullmatch(f"{catalogue.BACKUP_NAME}|{catalogue.SNAPSHOT}", at)
-    moment = None if named else catalogue.moment(at)
+    a_backup = re.fullmatch(f"{catalogue.BACKUP_NAME}|{catalogue.SNAPSHOT}", at)
+    moment = None if a_backup else catalogue.moment(at)
     if moment is None:
         return None, ""
     if moment > catalogue.now():
@@ -84,9 +82,10 @@ def at_moment(settings: Settings, moment: datetime) -> tuple[Point | None, str]:
     known = [one for one in about["backup"] if not one["error"]]
     earlier = [one for one in known if int(one["timestamp"]["stop"]) < moment.timestamp()]
     if not earlier:
-        begin = min((int(one["timestamp"]["stop"]) for one in known), default=0)
-        since = f"begins at {datetime.fromtimestamp(begin, UTC).isoformat()}" if begin else "has no base backup yet"
-        return None, f"the archive {since}, after that moment"
+        if not known:
+            return None, "the archive has no base backup yet"
+        begin = datetime.fromtimestamp(min(int(one["timestamp"]["stop"]) for one in known), UTC)
+        return None, f"the archive begins at {begin.isoformat()}, after that moment"
     # Of those that are alike, the one in the first repository: it is the nearest.
     newest = max(earlier, key=lambda one: (int(one["timestamp"]["stop"]), -int(one["database"]["repo-key"])))
     version = version_of(about, newest)
@@ -175,9 +174,7 @@ def replayed(point: Point, settings: Settings) -> Iterator[Server]:
             ("pg_ident.conf", ""),
         ):
             scratch.write(name, text)
-        # Without hot_standby it need not have the sizes of the server that has written the changes.
-        scratch.start("-c archive_mode=off -c hot_standby=off -c shared_buffers=64MB", START_SECONDS)
-        wait(point, scratch)
+        replay(point, scratch, settings.timeout)
         yield scratch.server
     finally:
         scratch.clean()
@@ -190,34 +187,44 @@ def clean() -> None:
     Scratch(PLACE, SOCKET).clean()
 
 
-def wait(point: Point, scratch: Scratch) -> None:
-    """Wait until the server has replayed all changes until the moment.
+def replay(point: Point, scratch: Scratch, seconds: float) -> None:
+    """Start the server, and wait until it has replayed all changes until the moment.
 
     Raises:
         Failure: when it ends before: the archive does not reach so far, or a segment is missing or damaged.
     """
-    end = time.monotonic() + REPLAY_SECONDS
+    end = time.monotonic() + seconds
+    try:
+        # Without hot_standby it need not have the sizes of the server that has written the changes.
+        scratch.start("-c archive_mode=off -c hot_standby=off -c shared_buffers=64MB", int(seconds))
+    except Failure:
+        raise ended(point, scratch) from None
     while time.monotonic() < end:
         with suppress(Failure):
             if scratch.server.sql("SELECT pg_is_in_recovery()") == "f":
                 return
         if not (scratch.data / "postmaster.pid").exists():
-            raise ended(point, scratch.log_file.read_text(errors="replace"))
+            raise ended(point, scratch)
         time.sleep(0.5)
-    raise Failure(OTHER, f"replaying the changes until {point.name} took longer than {REPLAY_SECONDS} s.")
+    raise Failure(OTHER, f"replaying the changes until {point.name} took longer than backup_timeout, {seconds:.0f} s.")
 
 
-def ended(point: Point, said: str) -> Failure:
-    """Return the failure of a server that has ended in the middle of its changes."""
+def ended(point: Point, scratch: Scratch) -> Failure:
+    """Return the failure of a server that has ended in the middle of its changes, by its last words."""
+    said = scratch.log_file.read_text(errors="replace")
     lines = said.splitlines()
     if "recovery ended before configured recovery target was reached" in said:
         last = next((line for line in reversed(lines) if "last completed transaction was at log time" in line), "")
-        reached = last.partition("log time ")[2].strip()
-        nearest = f"The last moment in it: -e 'at=\"{reached.partition('.')[0]}+00:00\"'" if reached else ""
+        reached = catalogue.moment(last.partition("log time ")[2].strip())
+        # That transaction shows that the moment before it was reached.
+        before = (reached - timedelta(microseconds=1)).replace(microsecond=0) if reached else None
+        nearest = f"The last moment in it: -e 'at=\"{before.isoformat(sep=' ')}\"'" if before else ""
         return Failure(
             NO_BACKUP,
             f"the archive has a gap, or ends, before {point.name}. {nearest or 'Choose an earlier moment'}; or the "
             "newest backup of before with -e from=<repository>.",
         )
-    words = first_line([line for line in reversed(lines) if "FATAL" in line or "PANIC" in line or "ERROR" in line])
+    # Whoever asks a server that is not ready is told so there as well.
+    grave = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "ERROR"))]
+    words = first_line(line for line in reversed(grave) if "accepting connections" not in line)
     return Failure(DAMAGED, f"the changes until {point.name} cannot be replayed: {words}")
