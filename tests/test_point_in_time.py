@@ -248,9 +248,13 @@ def test_command_for_one_repository_sees_no_other(
 
 
 def test_new_configuration_with_one_wrong_password_is_refused(
-    host: Settings, monkeypatch: pytest.MonkeyPatch
+    host: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Although the other repository can be read, and one that is out of reach is no fault of the configuration."""
+    monkeypatch.setattr(archive, "TRIED", tmp_path / "pgbackrest.conf")
+    monkeypatch.setattr(archive, "RUN", tmp_path)
+    monkeypatch.setattr(shutil, "chown", lambda *_: None)
+    archive.TRIED.write_text("[global]\n")
     known = about()
     known["repo"][1]["status"] = {"code": 99, "message": "[HostConnectError] unable to connect to 'objects:443'"}
     monkeypatch.setattr(archive, "info", lambda *_: known)

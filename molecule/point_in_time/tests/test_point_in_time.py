@@ -10,7 +10,7 @@ from testbed.verify import eventually
 
 pytestmark = pytest.mark.timeout(900)
 
-NEAR, FAR, AWAY = "/var/backups/chatbot-archive", "/srv/far", "/srv/away"
+NEAR, FAR, AWAY = "/var/backups/chatbot-archive", "/srv/far/archive", "/srv/away"
 UPLOADS = "/var/lib/chatbot/uploads"
 ROWS = "SELECT md5(string_agg(m::text, ',' ORDER BY id)) FROM messages m"
 DATABASES = "SELECT string_agg(datname, ',' ORDER BY datname) FROM pg_database"

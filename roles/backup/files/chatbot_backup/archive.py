@@ -14,6 +14,8 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ from chatbot_backup.database import Server
 CONFIGURATION = Path("/etc/pgbackrest/pgbackrest.conf")
 # Where the role puts a new one until it has proven good, for root alone.
 TRIED = Path("/etc/chatbot-backup/pgbackrest.conf")
-# Where a configuration is for a moment that names one repository alone.
+# Where a configuration is that is used for one command.
 RUN = Path("/run")
 # One line for each segment that was dropped: when it was last written, in seconds, and its name.
 DROPPED = Path("/var/spool/pgbackrest/chatbot-dropped")
@@ -94,16 +96,16 @@ def readable(text: str) -> str:
 
 
 def pgbackrest(settings: Settings, *words: str, configuration: Path = CONFIGURATION, seconds: float = 0) -> str:
-    """Run pgBackRest as postgres (root where a configuration is tried); return its output.
+    """Run pgBackRest as postgres; return its output.
 
     Raises:
         Failure: when it fails, with the remedy; or does not end within `seconds`, by default the time of a backup.
     """
     command = ["pgbackrest", f"--config={configuration}", f"--stanza={settings.stanza}", *words]
     doing = next(word for word in words if not word.startswith("-"))
-    account = {} if configuration == TRIED else as_user("postgres")
+    limit = seconds or settings.timeout
     try:
-        done = subprocess.run(command, capture_output=True, check=False, timeout=seconds or settings.timeout, **account)
+        done = subprocess.run(command, capture_output=True, check=False, timeout=limit, **as_user("postgres"))
     except FileNotFoundError:
         raise Failure(OTHER, "pgBackRest is not installed. Install it with: site.yml --tags backup") from None
     except subprocess.TimeoutExpired:
@@ -142,7 +144,8 @@ def try_configuration(settings: Settings) -> None:
         Failure: when it does not. A repository that cannot be reached now is no fault of the configuration.
     """
     try:
-        about = info(settings, TRIED)
+        with written(TRIED.read_text()) as configuration:
+            about = info(settings, configuration)
     except Failure as reason:
         if reason.code not in (UNREACHABLE, NO_REPOSITORY):
             raise
@@ -186,16 +189,25 @@ def alone(settings: Settings, key: int, command: str) -> None:
     Raises:
         Failure: when it fails.
     """
+    lines = []
+    for line in CONFIGURATION.read_text().splitlines():
+        repository = re.fullmatch(r"repo(\d+)(-.*)", line)
+        if repository is None:
+            lines.append(line)
+        elif int(repository[1]) == key:
+            lines.append(f"repo1{repository[2]}")
+    with written("\n".join(lines) + "\n") as configuration:
+        pgbackrest(settings, command, configuration=configuration, seconds=300)
+
+
+@contextmanager
+def written(text: str) -> Iterator[Path]:
+    """Provide a configuration for the block's duration; only postgres can read it."""
     with tempfile.NamedTemporaryFile("w", prefix="chatbot-archive-", suffix=".conf", dir=RUN) as file:
-        for line in CONFIGURATION.read_text().splitlines():
-            repository = re.fullmatch(r"repo(\d+)(-.*)", line)
-            if repository is None:
-                file.write(f"{line}\n")
-            elif int(repository[1]) == key:
-                file.write(f"repo1{repository[2]}\n")
+        file.write(text)
         file.flush()
         shutil.chown(file.name, "postgres")
-        pgbackrest(settings, command, configuration=Path(file.name), seconds=300)
+        yield Path(file.name)
 
 
 def identity(database: dict[str, Any]) -> tuple[str, str]:
