@@ -26,6 +26,7 @@ from chatbot_backup.common import (
     NO_REPOSITORY,
     OTHER,
     READ_ONLY,
+    STOPPED,
     UNREACHABLE,
     USAGE,
     WRONG_PASSWORD,
@@ -276,6 +277,8 @@ def base_in(settings: Settings, key: int, begin: float) -> dict[str, Any] | Fail
         pgbackrest(settings, f"--type={'full' if old else 'diff'}", f"--repo={key}", "backup")
         return of_cluster_in_use(info(settings), key)[-1]
     except Failure as reason:
+        if reason.code > STOPPED:
+            raise
         log(f"chatbot-backup: base backup in repository {key}: {reason}")
         return reason
 

@@ -112,30 +112,37 @@ def command_undo(settings: Settings, _: argparse.Namespace) -> None:
 def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
     failures = []
     with only_one(settings):
-        try:
-            figures = drill.run(settings, arguments.source)
-            log(
-                f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
-                f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time "
-                f"{figures['rto']} s, recovery point {figures['rpo']} s"
-            )
-            print(json.dumps(figures))
-        except Failure as failure:
-            failures.append(failure)
-        try:
-            # Who names a repository wants to know of that one.
-            if settings.stanza and not arguments.source:
-                figures = drill.run_archive(settings)
-                log(
-                    f"the archive reaches the present moment: {figures['rows']} rows read; recovery time "
-                    f"{figures['rto']} s, recovery point {figures['rpo']} s"
-                )
-        except Failure as failure:
-            failures.append(failure)
+        for drilled in (drill_of_backup, drill_of_archive):
+            try:
+                drilled(settings, arguments.source)
+            except Failure as failure:
+                if failure.code > STOPPED:
+                    raise
+                failures.append(failure)
     for failure in failures[:-1]:
         log(f"chatbot-backup: {failure}")
     if failures:
         raise failures[-1]
+
+
+def drill_of_backup(settings: Settings, source: str) -> None:
+    figures = drill.run(settings, source)
+    log(
+        f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
+        f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time {figures['rto']} s, "
+        f"recovery point {figures['rpo']} s"
+    )
+    print(json.dumps(figures))
+
+
+def drill_of_archive(settings: Settings, source: str) -> None:
+    if not settings.stanza or source:
+        return  # who names a repository wants to know of that one
+    figures = drill.run_archive(settings)
+    log(
+        f"the archive reaches the present moment: {figures['rows']} rows read; recovery time {figures['rto']} s, "
+        f"recovery point {figures['rpo']} s"
+    )
 
 
 def command_archive_init(settings: Settings, _: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from chatbot_backup.common import (
     NO_REPOSITORY,
     NOT_AS_RECORDED,
     OTHER,
+    STOPPED,
     Failure,
     Settings,
     first_line,
@@ -197,12 +198,15 @@ def replay(point: Point, scratch: Scratch, seconds: float) -> None:
     try:
         # Without hot_standby it need not have the sizes of the server that has written the changes.
         scratch.start("-c archive_mode=off -c hot_standby=off -c shared_buffers=64MB", int(seconds))
-    except Failure:
-        raise ended(point, scratch) from None
+    except Failure as failure:
+        raise failure if failure.code > STOPPED else ended(point, scratch) from None
     while time.monotonic() < end:
-        with suppress(Failure):
+        try:
             if scratch.server.sql("SELECT pg_is_in_recovery()") == "f":
                 return
+        except Failure as failure:
+            if failure.code > STOPPED:
+                raise
         if not (scratch.data / "postmaster.pid").exists():
             raise ended(point, scratch)
         time.sleep(0.5)
