@@ -236,7 +236,7 @@ def test_command_for_one_repository_sees_no_other(
     monkeypatch.setattr(shutil, "chown", lambda *_: None)
     seen: list[list[str]] = []
 
-    def pgbackrest(_: Settings, command: str, configuration: Path, seconds: float) -> str:
+    def pgbackrest(_: Settings, command: str, configuration: Path, **__: float) -> str:
         seen.append([command, *configuration.read_text().split()])
         return ""
 

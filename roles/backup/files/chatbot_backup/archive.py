@@ -125,9 +125,10 @@ def info(settings: Settings, configuration: Path = CONFIGURATION) -> dict[str, A
     """
     if not settings.stanza:
         raise Failure(USAGE, "point in time is off on this host. Set backup_point_in_time: true in the inventory.")
-    found: list[dict[str, Any]] = json.loads(
-        pgbackrest(settings, "info", "--output=json", configuration=configuration, seconds=300) or "[]", strict=False
-    )
+    # Warnings would stand before the answer.
+    words = ("info", "--output=json", "--log-level-console=off", "--log-level-stderr=error")
+    output = pgbackrest(settings, *words, configuration=configuration, seconds=300)
+    found: list[dict[str, Any]] = json.loads(output or "[]", strict=False)
     nothing: dict[str, Any] = {"repo": [], "backup": [], "db": []}
     about = next((one for one in found if one["name"] == settings.stanza), nothing)
     unreadable = [one for one in about["repo"] if one["status"]["code"] == UNREADABLE]
@@ -160,8 +161,8 @@ def try_configuration(settings: Settings) -> None:
 def init(settings: Settings) -> list[str]:
     """Make the archive, or let it know of a new cluster, and see that segments arrive; return what was done.
 
-    A base backup belongs to it when something was made or continued, and when the archive was switched on again: without
-    one no moment from now on can be reached.
+    A base backup belongs to it when something was made or continued, and when the archive was switched on again:
+    without one no moment from now on can be reached.
 
     Raises:
         Failure: when PostgreSQL's segments do not arrive in every repository.

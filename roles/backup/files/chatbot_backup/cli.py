@@ -119,8 +119,8 @@ def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
                 if failure.code > STOPPED:
                     raise
                 failures.append(failure)
-    for failure in failures[:-1]:
-        log(f"chatbot-backup: {failure}")
+    for each in failures[:-1]:
+        log(f"chatbot-backup: {each}")
     if failures:
         raise failures[-1]
 
