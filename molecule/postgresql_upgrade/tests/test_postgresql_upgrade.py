@@ -80,7 +80,7 @@ def content(host, as_app, as_admin):
     as_admin("CREATE DATABASE reports OWNER analyst")
     as_admin("CREATE TABLE figures AS SELECT n FROM generate_series(1, 7) n", "reports")
     as_admin("ALTER SYSTEM SET log_statement = 'ddl'")
-    host.check_output("sleep 1 && date +%%FT%%T%%:z > /root/written")
+    host.check_output("sleep 1 && date +%FT%T%:z > /root/written")
     return as_app(CONTENT)
 
 
