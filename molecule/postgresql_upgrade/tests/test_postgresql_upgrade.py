@@ -72,7 +72,7 @@ def as_admin(host):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def content(as_app, as_admin):
+def content(host, as_app, as_admin):
     """What the application has written, and a colleague's account and database beside it."""
     as_app(DATA)
     as_admin("CREATE ROLE analyst LOGIN PASSWORD 'a password of hers' IN ROLE pg_read_all_data")
@@ -80,18 +80,29 @@ def content(as_app, as_admin):
     as_admin("CREATE DATABASE reports OWNER analyst")
     as_admin("CREATE TABLE figures AS SELECT n FROM generate_series(1, 7) n", "reports")
     as_admin("ALTER SYSTEM SET log_statement = 'ddl'")
+    host.check_output("sleep 1 && date +%FT%T%:z > /root/written")
     return as_app(CONTENT)
 
 
 def run(host, playbook: str, *arguments: str, **variables: object) -> Played:
-    """Run a playbook with the memory that prepare.yml has given to PostgreSQL, as an inventory would have it."""
-    return play(host, playbook, *arguments, postgresql_memory_mb=256, **variables)
+    """Run a playbook with the memory and the archive that this host was made with, as an inventory would have it."""
+    return play(host, playbook, *arguments, postgresql_memory_mb=256, backup_point_in_time=True, **variables)
 
 
 def clusters(host) -> dict[str, tuple[str, str]]:
     """Each cluster with its port and whether it runs."""
     lines = host.check_output("pg_lsclusters --no-header").splitlines()
     return {f"{one[0]}/{one[1]}": (one[2], one[3]) for one in map(str.split, lines)}
+
+
+def archived(host) -> str:
+    """The version of the cluster whose changes the archive takes, as seen in the newest base backup of it."""
+    (about,) = json.loads(host.check_output("cd / && runuser -u postgres -- pgbackrest info --output=json"))
+    last = max(about["db"], key=lambda one: one["id"])
+    newest = max(about["backup"], key=lambda one: one["timestamp"]["stop"])
+    assert newest["database"]["id"] == last["id"], "no base backup of it"
+    host.check_output("cd / && runuser -u postgres -- pgbackrest --stanza=chatbot check")
+    return str(last["version"])
 
 
 def version(as_app) -> int:
@@ -200,6 +211,13 @@ def test_colleagues_account_and_database_came_along(as_app, as_admin):
         as_app("SELECT 1", **hers)  # pg_hba.conf is the role's in the new cluster, too
 
 
+def test_archive_goes_on_with_the_new_one_and_has_the_old_ones_moments(host, as_app, content):
+    assert archived(host) == "17"
+    as_app("DELETE FROM messages")
+    host.check_output("chatbot-backup restore --what database --at $(cat /root/written)")
+    assert as_app(CONTENT) == content
+
+
 def test_new_cluster_alone_starts_at_boot(host):
     host.check_output("systemctl restart postgresql")
     eventually(lambda: host.service("postgresql@17-main").is_running)
@@ -231,6 +249,7 @@ def test_undo_brings_the_old_one_back_and_keeps_what_came_since(host, as_app, co
     assert as_app(CONTENT) == content
     assert as_app("SELECT to_regclass('since') IS NULL") == "t"
     assert as_app("INSERT INTO written DEFAULT VALUES RETURNING id")
+    assert archived(host) == "15"
     kept = next(name for name in clusters(host) if "undone" in name)
     assert kept in played.words
     (major, name), port = kept.split("/"), clusters(host)[kept][0]
@@ -257,6 +276,10 @@ def test_upgrade_again_then_the_old_one_goes(host, as_app, content):
     assert clusters(host) == {"17/main": ("5432", "online")}
     assert not host.file("/usr/lib/postgresql/15").exists
     assert as_app(CONTENT) == content
+    assert archived(host) == "17"
+    plan = host.run("chatbot-backup plan --what database --at $(cat /root/written)")
+    assert plan.rc == 30, "no backup is so old"
+    assert "the archive of that moment is PostgreSQL 15's, whose programs are gone from this host" in plan.stderr
 
 
 def test_backup_of_the_old_version_restores_into_the_new_one(host, as_app, content):

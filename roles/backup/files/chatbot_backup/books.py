@@ -12,6 +12,7 @@ RUNS = STATE / "runs.json"
 LAST_SUCCESS = STATE / "last-success.json"
 CHECKS = STATE / "checks.json"
 DRILL = STATE / "drill.json"
+BASE = STATE / "base.json"
 
 # Metric, meaning, and the key of a repository's last good run that it shows.
 OF_SUCCESS = (
@@ -30,6 +31,19 @@ OF_DRILL = (
     ("backup_recovery_time_seconds", "Time that the last good drill took until the chat served (RTO).", "rto"),
     ("backup_recovery_point_seconds", "Age of the backup that the last good drill restored (RPO).", "rpo"),
     ("backup_drill_restored_bytes", "Size of the dump that the last good drill restored.", "bytes"),
+)
+# The archive of PostgreSQL's changes is no repository of restic's, but the metrics have a place for it.
+ARCHIVE = "archive"
+OF_ARCHIVE = (
+    ("backup_archive_recovery_point_timestamp_seconds", "Everything written before it is in the archive.", "point"),
+    ("backup_archive_queue_bytes", "Changes on the disk that the archive has not taken yet.", "waiting"),
+    ("backup_archive_gap", "1 if changes were dropped since the last base backup.", "gap"),
+)
+OF_BASE = (
+    ("backup_base_last_success_timestamp_seconds", "End of the last good base backup.", "timestamp"),
+    ("backup_base_duration_seconds", "Duration of the last good base backup.", "duration_seconds"),
+    ("backup_base_size_bytes", "Size of the database's files in the last good base backup.", "size_bytes"),
+    ("backup_base_added_bytes", "Data that the last good base backup added to the archive.", "added_bytes"),
 )
 
 
@@ -141,9 +155,34 @@ def publish_checks(settings: Settings, results: dict[str, int]) -> None:
 
 
 def publish_drill(settings: Settings, repository: str, changes: dict[str, Any]) -> None:
-    """Write down how a drill went; what is known of the last good one stays."""
-    known = load(DRILL) if load(DRILL).get("repository") == repository else {}
+    """Write down how a drill of a repository, or of the archive, went; what is known of the last good one stays."""
+    suffix = "_archive" if repository == ARCHIVE else ""
+    file = DRILL.with_stem(DRILL.stem + suffix)
+    known = load(file) if load(file).get("repository") == repository else {}
     known |= {"repository": repository} | changes
-    replace(DRILL, json.dumps(known) + "\n")
+    replace(file, json.dumps(known) + "\n")
     text = "".join(metric(name, meaning, {repository: known[key]}) for name, meaning, key in OF_DRILL if key in known)
-    publish(settings, "chatbot_backup_drill.prom", text)
+    publish(settings, f"chatbot_backup_drill{suffix}.prom", text)
+
+
+def publish_archive(settings: Settings, figures: dict[str, float]) -> None:
+    """Write down how far the archive of PostgreSQL's changes is."""
+    text = "".join(metric(name, meaning, {ARCHIVE: figures[key]}) for name, meaning, key in OF_ARCHIVE)
+    publish(settings, "chatbot_backup_archive.prom", text)
+
+
+def load_base() -> dict[str, Any]:
+    """Return what is known of the base backups: the last run, and the last good one."""
+    return load(BASE)
+
+
+def publish_base(settings: Settings, changes: dict[str, Any]) -> None:
+    """Write down how a base backup went; what is known of the last good one stays."""
+    known = load_base() | changes
+    replace(BASE, json.dumps(known) + "\n")
+    text = metric(
+        "backup_base_last_run_success", "1 if the last base backup was good.", {ARCHIVE: float(known["code"] == 0)}
+    )
+    if "success" in known:
+        text += "".join(metric(name, meaning, {ARCHIVE: known["success"][key]}) for name, meaning, key in OF_BASE)
+    publish(settings, "chatbot_backup_base.prom", text)

@@ -19,6 +19,8 @@ DUMP, MANIFEST = "database.dump", "manifest.json"
 # The purpose of a backup: every night's, or the state before a restore.
 REGULAR, PRE_RESTORE = "chatbot", "pre-restore"
 PARTS = ("database", "files")
+# What else somebody may name than a time: a backup, or one of its snapshots.
+BACKUP_NAME, SNAPSHOT = r"\d{8}T\d{6}Z", r"[0-9a-f]{8,64}"
 # A backup that began later than so long from now was made while the clock was wrong, or the clock is wrong now.
 TOLERANCE = timedelta(hours=1)
 
@@ -114,9 +116,9 @@ def choose(at: str, known: list[Backup], where: str) -> Backup:
                 f"All backups in {where} are of the future: {', '.join(ahead[-10:])}. Is the clock of this host right "
                 "(timedatectl)? If it is, choose one by its name: -e at=<backup>.",
             )
-    elif re.fullmatch(r"\d{8}T\d{6}Z", at):
+    elif re.fullmatch(BACKUP_NAME, at):
         chosen, wanted = [each for each in known if each.name == at], f"backup {at}"
-    elif re.fullmatch(r"[0-9a-f]{8,64}", at):
+    elif re.fullmatch(SNAPSHOT, at):
         chosen = [each for each in known if any(one.startswith(at) for one in (each.manifest, *each.parts.values()))]
         wanted = f"snapshot {at}"
     elif (limit := moment(at)) is not None:

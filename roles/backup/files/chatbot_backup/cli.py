@@ -20,9 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from chatbot_backup import backup, catalogue, drill, restore, upgrade
+from chatbot_backup import archive, backup, catalogue, drill, restore, upgrade
 from chatbot_backup.books import Runs
-from chatbot_backup.common import BUSY, LOCK, OTHER, STOPPED, Failure, Settings, log, read_settings
+from chatbot_backup.common import BUSY, LOCK, OTHER, STOPPED, Failure, Settings, log, megabytes, read_settings
 from chatbot_backup.restic import Repository
 
 
@@ -110,14 +110,58 @@ def command_undo(settings: Settings, _: argparse.Namespace) -> None:
 
 
 def command_drill(settings: Settings, arguments: argparse.Namespace) -> None:
+    failures = []
     with only_one(settings):
-        figures = drill.run(settings, arguments.source)
+        for drilled in (drill_of_backup, drill_of_archive):
+            try:
+                drilled(settings, arguments.source)
+            except Failure as failure:
+                if failure.code > STOPPED:
+                    raise
+                failures.append(failure)
+    for each in failures[:-1]:
+        log(f"chatbot-backup: {each}")
+    if failures:
+        raise failures[-1]
+
+
+def drill_of_backup(settings: Settings, source: str) -> None:
+    figures = drill.run(settings, source)
     log(
         f"backup {figures['backup']} of {figures['repository']} restores: {figures['rows']} rows and "
         f"{figures['uploads']} uploads as recorded, read {figures['conversation']}; recovery time {figures['rto']} s, "
         f"recovery point {figures['rpo']} s"
     )
     print(json.dumps(figures))
+
+
+def drill_of_archive(settings: Settings, source: str) -> None:
+    if not settings.stanza or source:
+        return  # who names a repository wants to know of that one
+    figures = drill.run_archive(settings)
+    log(
+        f"the archive reaches the present moment: {figures['rows']} rows read; recovery time {figures['rto']} s, "
+        f"recovery point {figures['rpo']} s"
+    )
+
+
+def command_archive_init(settings: Settings, _: argparse.Namespace) -> None:
+    for done in archive.init(settings):
+        log(done)
+
+
+def command_archive_try(settings: Settings, _: argparse.Namespace) -> None:
+    archive.try_configuration(settings)
+
+
+def command_base(settings: Settings, _: argparse.Namespace) -> None:
+    with only_one(settings):
+        for made in archive.base(settings):
+            log(f"base backup {made['label']}: {megabytes(made['info']['size'])}")
+
+
+def command_watch(settings: Settings, _: argparse.Namespace) -> None:
+    archive.watch(settings)
 
 
 def command_upgrade_plan(_: Settings, arguments: argparse.Namespace) -> None:
@@ -187,6 +231,10 @@ def parser() -> argparse.ArgumentParser:
     command("undo", command_undo, "Take the newest restore back.")
     rehearsal = command("drill", command_drill, "Restore the newest backup aside, compare it and let the chat read it.")
     rehearsal.add_argument("--from", dest="source", default="", help="a repository's name; the last one by default")
+    command("base", command_base, "Make a base backup, from which the database can be brought to any later moment.")
+    command("watch", command_watch, "Tell the metrics how far PostgreSQL's changes are in the archive.")
+    command("archive-init", command_archive_init, "Make the archive if it is not there yet, and see that it works.")
+    command("archive-try", command_archive_try, "See that pgBackRest takes the new configuration.")
     steps = {
         "upgrade-plan": (command_upgrade_plan, "Say whether PostgreSQL can be brought to a new major version."),
         "upgrade-prepare": (

@@ -65,6 +65,10 @@ class Settings:
     timeout: float
     connect_timeout: float = 60
     lock_timeout: float = 60
+    # The archive of PostgreSQL's changes: pgBackRest's name for it, empty where there is none, and how often a base
+    # backup is a full one, in days.
+    stanza: str = ""
+    full_every: int = 7
 
     def repository(self, name: str) -> RepositorySettings:
         """Return a repository by its name; the first one for an empty name.

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -341,3 +342,46 @@ def restore(server: Server, database: str, source: subprocess.Popen[bytes], crea
             raise Failure(NOT_AS_RECORDED, f"the dump could not be restored: {said(errors)}")
     server.sql("ANALYZE", database)
     return stream.result()
+
+
+def copy(moment: Moment, target: Server, name: str, programs: Path | None = None, create: bool = False) -> None:
+    """Stream a database into another server; there is no file of it in between.
+
+    Args:
+        moment: the database as it is to be copied.
+        target: where to.
+        name: of the database there, which is empty.
+        programs: the directory of the pg_dump to use; by default the newest one is taken.
+        create: make the database there, as it is here, instead of filling one.
+
+    Raises:
+        Failure: when PostgreSQL refuses either half.
+    """
+    command = [str(programs / "pg_dump") if programs else "pg_dump", "--format=custom", "--compress=0"]
+    command += ["--lock-wait-timeout=60s", f"--snapshot={moment.snapshot}"]
+    command += [*moment.server.options(), "--dbname", moment.database]
+    with program(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, errors):
+        try:
+            restore(target, name, dumping, create=create)
+        except Failure as failure:
+            words = said(errors)
+            raise Failure(failure.code, f"{moment.database}: {words if dumping.wait() > 0 else failure}") from None
+        if dumping.wait() != 0:
+            raise Failure(DUMP_FAILED, f"pg_dump of {moment.database} failed: {said(errors)}")
+
+
+def read(moment: Moment) -> int:
+    """Read a whole database as a dump does, for nobody; return the number of bytes.
+
+    Raises:
+        Failure: when it cannot be read.
+    """
+    command = ["pg_dump", "--format=custom", "--compress=0", f"--snapshot={moment.snapshot}"]
+    command += [*moment.server.options(), "--dbname", moment.database]
+    stream = Stream()
+    with program(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, errors):
+        assert dumping.stdout is not None  # noqa: S101 - made with a pipe
+        stream.pass_on(dumping.stdout, [])
+        if dumping.wait() != 0:
+            raise Failure(DUMP_FAILED, f"pg_dump of {moment.database} failed: {said(errors)}")
+    return stream.bytes

@@ -13,13 +13,13 @@ import secrets
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from chatbot_backup import catalogue
-from chatbot_backup.books import publish_drill
+from chatbot_backup import catalogue, point_in_time
+from chatbot_backup.books import ARCHIVE, publish_drill
 from chatbot_backup.catalogue import Backup
 from chatbot_backup.common import (
     DISK_FULL,
@@ -27,7 +27,6 @@ from chatbot_backup.common import (
     OTHER,
     Failure,
     Settings,
-    as_user,
     first_line,
     load,
     log,
@@ -37,9 +36,11 @@ from chatbot_backup.database import Server, literal, quoted
 from chatbot_backup.manifest import compare_files, named
 from chatbot_backup.restic import Repository
 from chatbot_backup.restore import RESERVE, fill, read_manifest
+from chatbot_backup.scratch import Scratch
 
 PLACE = Path("/var/lib/chatbot-drill")
 SOCKET = Path("/run/chatbot-drill")
+SCRATCH = Scratch(PLACE, SOCKET)
 CONTAINER = "chatbot-drill"
 # Starts of Python and of the application, in seconds; a small VPS needs a third of it.
 READY_SECONDS = 180
@@ -74,14 +75,27 @@ def run(settings: Settings, source: str = "") -> dict[str, Any]:
         Failure: when the backup could not be used. The metrics say so, too.
     """
     place = settings.repository(source or settings.repositories[-1].name)
-    begin = time.time()
+    return told(settings, place.name, lambda: prove(settings, Repository(place, settings), time.time()))
+
+
+def run_archive(settings: Settings) -> dict[str, Any]:
+    """Prove that the archive brings the database to the present moment; return the figures.
+
+    Raises:
+        Failure: when it does not. The metrics say so, too.
+    """
+    return told(settings, ARCHIVE, lambda: point_in_time.prove(settings))
+
+
+def told(settings: Settings, name: str, proof: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Do a drill, and let the metrics know how it went."""
     try:
-        figures = prove(settings, Repository(place, settings), begin)
+        figures = proof()
     except Failure as failure:
-        publish_drill(settings, place.name, {"end": time.time(), "success": 0, "code": failure.code})
+        publish_drill(settings, name, {"end": time.time(), "success": 0, "code": failure.code})
         raise
     end = time.time()
-    publish_drill(settings, place.name, figures | {"end": end, "verified": end, "success": 1, "code": 0})
+    publish_drill(settings, name, figures | {"end": end, "verified": end, "success": 1, "code": 0})
     return figures
 
 
@@ -140,15 +154,7 @@ def clean() -> None:
     """End and remove what a drill, also a killed one, has made."""
     if shutil.which("docker"):
         subprocess.run(["docker", "rm", "--force", CONTAINER], capture_output=True, check=False)
-    with suppress(FileNotFoundError, IndexError, ValueError, ProcessLookupError, PermissionError):
-        process = int((PLACE / "pg" / "postmaster.pid").read_text().split()[0])
-        # The number may be another program's by now.
-        if b"postgres" in Path(f"/proc/{process}/cmdline").read_bytes():
-            stop_server()
-    for directory in (PLACE, SOCKET):
-        if directory.is_dir():
-            for each in directory.iterdir():
-                shutil.rmtree(each) if each.is_dir() else each.unlink()
+    SCRATCH.clean()
 
 
 def check_uploads(settings: Settings, repository: Repository, backup: Backup, manifest: dict[str, Any]) -> None:
@@ -166,75 +172,25 @@ def check_uploads(settings: Settings, repository: Repository, backup: Backup, ma
         )
 
 
-def programs() -> Path:
-    """Return the directory of the newest PostgreSQL's programs.
-
-    Raises:
-        Failure: when there is none on this host.
-    """
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
-    if not found:
-        raise Failure(
-            OTHER, "there is no PostgreSQL on this host to restore into. Install it with: apt install postgresql"
-        )
-    return found[-1].parent
-
-
-def as_postgres(*command: str) -> None:
-    """Run one of PostgreSQL's programs.
-
-    Raises:
-        Failure: when it fails, with its words.
-    """
-    # Into a file: the server that is started would keep a pipe open.
-    log_file = PLACE / "server.log"
-    with log_file.open("a") as output:
-        words = [str(programs() / command[0]), *command[1:]]
-        done = subprocess.run(
-            words,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            check=False,
-            timeout=300,
-            **as_user("postgres"),
-        )
-    if done.returncode:
-        last = log_file.read_text().strip().splitlines()[-3:]
-        raise Failure(OTHER, f"the drill's PostgreSQL does not work: {' / '.join(last)}")
-
-
-def stop_server() -> None:
-    """End the drill's PostgreSQL; nobody needs its data."""
-    with suppress(Failure, subprocess.TimeoutExpired):
-        as_postgres("pg_ctl", "stop", "--pgdata", str(PLACE / "pg"), "--mode=immediate", "-w")
-
-
 @contextmanager
 def server(settings: Settings) -> Iterator[tuple[Server, str]]:
     """Run a PostgreSQL for the drill alone; yield it and the password of the application's role in it."""
-    data = PLACE / "pg"
-    for directory, mode in ((data, 0o700), (SOCKET, 0o755)):
-        directory.mkdir(exist_ok=True)
-        shutil.chown(directory, "postgres", "postgres")
-        directory.chmod(mode)
-    as_postgres("initdb", "--pgdata", str(data), "--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer", "--no-sync")
-    (data / "pg_hba.conf").write_text(
-        f"local all postgres peer\nlocal all {quoted(settings.database_owner)} scram-sha-256\n"
+    SCRATCH.make()
+    data = str(SCRATCH.data)
+    SCRATCH.run("initdb", "--pgdata", data, "--encoding=UTF8", "--locale=C.UTF-8", "--auth=peer", "--no-sync")
+    SCRATCH.write(
+        "pg_hba.conf", f"local all postgres peer\nlocal all {quoted(settings.database_owner)} scram-sha-256\n"
     )
-    # What would survive a crash is of no use here: the disk is not waited for.
-    quick = "-c fsync=off -c full_page_writes=off -c synchronous_commit=off -c wal_level=minimal -c max_wal_senders=0"
-    options = f"-c listen_addresses= -c unix_socket_directories={SOCKET} -c autovacuum=off -c jit=off {quick}"
-    as_postgres("pg_ctl", "start", "--pgdata", str(data), "-w", "-o", options)
+    SCRATCH.start("-c wal_level=minimal -c max_wal_senders=0")
     password = secrets.token_urlsafe(24)
     try:
-        made = Server(str(SOCKET))
+        made = SCRATCH.server
         made.sql(f"CREATE ROLE {quoted(settings.database_owner)} LOGIN PASSWORD {literal(password)}")
         for role in roles_in_use(settings):
             made.sql(f"CREATE ROLE {quoted(role)}")
         yield made, password
     finally:
-        stop_server()
+        SCRATCH.stop()
 
 
 def roles_in_use(settings: Settings) -> list[str]:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from chatbot_backup import catalogue
+from chatbot_backup import catalogue, point_in_time
 from chatbot_backup.backup import STAGING
 from chatbot_backup.catalogue import DUMP, MANIFEST, Backup
 from chatbot_backup.common import (
@@ -38,6 +38,7 @@ from chatbot_backup.common import (
 )
 from chatbot_backup.database import Server, restore
 from chatbot_backup.manifest import VERSION, compare_files, compare_tables, named
+from chatbot_backup.point_in_time import Point
 from chatbot_backup.restic import Repository
 
 RECORDS = STATE / "restores"
@@ -45,6 +46,13 @@ RECORDS = STATE / "restores"
 PARTS = {"all": ("database", "uploads"), "database": ("database",), "uploads": ("uploads",), "config": ("config",)}
 # Room beside the calculated need, in bytes.
 RESERVE = 64 << 20
+# For a database that comes from the archive alone: no backup, and nothing in it.
+NO_FILES = Backup("", catalogue.REGULAR, "")
+NO_MANIFEST: dict[str, Any] = {
+    "release": "",
+    "database": None,
+    "files": {"paths": [], "uploads": {"sha256": {}, "unsettled": [], "bytes": 0}},
+}
 
 
 @dataclass
@@ -57,12 +65,21 @@ class Plan:
     parts: list[str]
     # Backups that are not taken for the latest, because their time is yet to come.
     passed_over: list[str] = field(default_factory=list)
+    # The moment that the database is brought back to, where it comes from the archive and not from the backup.
+    point: Point | None = None
+    # What somebody who has named a time has to know of it.
+    note: str = ""
     stamp: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y%m%dt%H%M%S"))
 
     @property
     def settings(self) -> Settings:
         """Return this host's settings."""
         return self.repository.settings
+
+    @property
+    def name(self) -> str:
+        """Return what is restored, as -e at= takes it: a moment, or a backup's name."""
+        return self.point.name if self.point else self.backup.name
 
     @property
     def work(self) -> Path:
@@ -87,12 +104,15 @@ class Plan:
         """Return the plan for people and programs."""
         database = self.manifest["database"] or {}
         return {
-            "backup": self.backup.name,
+            "backup": self.name,
             "repository": self.repository.name,
-            "begun": self.backup.begun.isoformat(),
+            "begun": self.point.name if self.point else self.backup.begun.isoformat(),
             "release": self.manifest["release"],
             "parts": self.parts,
             "passed_over": self.passed_over,
+            "base": self.point.label if self.point else "",
+            "files": self.backup.name if self.point and self.parts != ["database"] else "",
+            "note": self.note,
             "tables": len(database.get("rows", {})),
             "rows": sum(database.get("rows", {}).values()),
             "uploads": len(self.manifest["files"]["uploads"]["sha256"]),
@@ -130,25 +150,58 @@ def plan(settings: Settings, at: str, what: str, source: str) -> Plan:
     if what not in PARTS:
         raise Failure(USAGE, f"what={what} is not understood. Use one of: {', '.join(PARTS)}.")
     repository = Repository(settings.repository(source), settings)
+    point, note = None, ""
+    # Who names a repository wants a backup of it.
+    if settings.stanza and "database" in PARTS[what] and not source:
+        point, note = point_in_time.find(settings, at)
+    if point and what == "database":
+        # No repository of restic's is needed for it, nor need one be within reach.
+        made = Plan(repository, NO_FILES, NO_MANIFEST, ["database"], point=point)
+    else:
+        made = plan_from_backup(repository, at, what, point, note)
+    if "database" in made.parts:
+        check_version(made, Server())
+    check_room(made)
+    return made
+
+
+def plan_from_backup(repository: Repository, at: str, what: str, point: Point | None, note: str) -> Plan:
+    """Choose the backup that is meant. Beside a `point`, its uploads are what is wanted, if there are any.
+
+    Raises:
+        Failure: when there is none, or nothing in it that this host could take.
+    """
+    settings = repository.settings
     repository.open()
     where = f"repository {repository.name} for {settings.host}"
     others = [each.name for each in settings.repositories if each.name != repository.name]
     where += f" (others: -e from={' or '.join(others)})" if others else ""
     known = catalogue.backups(repository.snapshots())
-    backup = catalogue.choose(at, known, where)
+    try:
+        backup = catalogue.choose(at, known, where)
+    except Failure as failure:
+        if note:
+            raise Failure(failure.code, f"{failure} Nor can it be had to the second: {note}.") from None
+        if point is None or failure.code != NO_BACKUP:
+            raise
+        note = "There is no backup of the uploads from then or before: they stay as they are."
+        return Plan(repository, NO_FILES, NO_MANIFEST, ["database"], point=point, note=note)
     manifest = read_manifest(repository, backup)
-    parts = [part for part in PARTS[what] if holds(settings, manifest, part)]
+    parts = [part for part in PARTS[what] if (part == "database" and point) or holds(settings, manifest, part)]
     if not parts or (what != "all" and what not in parts):
         raise Failure(
             NO_BACKUP,
             f"backup {backup.name} holds no {what if what != 'all' else 'database and no uploads'} that this host "
             "could take. playbooks/backups.yml lists the others.",
         )
-    made = Plan(repository, backup, manifest, parts, catalogue.of_the_future(known) if at == "latest" else [])
-    if "database" in parts:
-        check_version(manifest, Server())
-    check_room(made)
-    return made
+    if note:
+        note = f"Not of that moment, but the backup before it: {note}."
+    elif point and "uploads" in parts:
+        note = f"The uploads are those of backup {backup.name}, the newest of then or before."
+    if point:
+        manifest |= {"database": None}  # that one is of another time
+    passed_over = catalogue.of_the_future(known) if at == "latest" else []
+    return Plan(repository, backup, manifest, parts, passed_over, point, note)
 
 
 def holds(settings: Settings, manifest: dict[str, Any], part: str) -> bool:
@@ -168,9 +221,10 @@ def configuration(settings: Settings, manifest: dict[str, Any]) -> list[tuple[Pa
     return [(kept, path) for kept, path in pairs if str(kept) in manifest["files"]["paths"]]
 
 
-def check_version(manifest: dict[str, Any], server: Server) -> None:
+def check_version(made: Plan, server: Server) -> None:
     """Refuse a dump of a newer PostgreSQL, which an older one cannot read."""
-    theirs, ours = int(manifest["database"]["postgresql"].partition(".")[0]), server.version()
+    dumped = made.point.version if made.point else made.manifest["database"]["postgresql"]
+    theirs, ours = int(str(dumped).partition(".")[0]), server.version()
     if theirs > ours:
         raise Failure(
             USAGE,
@@ -184,10 +238,20 @@ def check_room(made: Plan) -> None:
     needs: dict[Path, int] = {}
     if "database" in made.parts:
         # The database as large as it was, and the journal of writing it.
-        needs[Path(Server().sql("SHOW data_directory"))] = int(made.manifest["database"]["bytes"] * 1.5)
+        size = made.point.bytes if made.point else made.manifest["database"]["bytes"]
+        needs[Path(Server().sql("SHOW data_directory"))] = int(size * 1.5)
+    if made.point:
+        # The whole cluster, and the changes that are replayed.
+        needs[existing(point_in_time.PLACE)] = int(made.point.bytes * 1.2) + RESERVE
     if "uploads" in made.parts:
         needs[existing(made.settings.uploads)] = made.manifest["files"]["uploads"]["bytes"]
-    for directory, need in needs.items():
+    for directory, own in needs.items():
+        # What else goes to the same disk needs its room there, too.
+        need = own + sum(
+            other
+            for path, other in needs.items()
+            if path != directory and path.stat().st_dev == directory.stat().st_dev
+        )
         free = shutil.disk_usage(directory).free
         if free < need + RESERVE:
             raise Failure(
@@ -241,6 +305,7 @@ def undisturbed() -> Iterator[None]:
 
 def clean(settings: Settings) -> None:
     """Remove what this or a killed restore has made and not used."""
+    point_in_time.clean()
     for directory in [*STATE.glob("restore-*"), *settings.uploads.parent.glob(f"{settings.uploads.name}.restore-*")]:
         shutil.rmtree(directory, ignore_errors=True)
     if settings.database:
@@ -296,7 +361,12 @@ def make_database(made: Plan) -> Callable[[], None]:
     """Make the database beside the present one; return what swaps them."""
     server, settings = Server(), made.settings
     try:
-        fill(made.repository, made.backup, made.manifest, server, made.new_database, settings.database_owner)
+        if made.point:
+            owner = settings.database_owner
+            filled = point_in_time.fill(made.point, settings, server, made.new_database, owner)
+            made.manifest = made.manifest | {"database": filled}
+        else:
+            fill(made.repository, made.backup, made.manifest, server, made.new_database, settings.database_owner)
     except Failure as failure:
         raise untouched(failure) from None
 

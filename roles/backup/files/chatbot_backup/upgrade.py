@@ -34,7 +34,8 @@ from chatbot_backup.common import (
     megabytes,
     replace,
 )
-from chatbot_backup.database import TABLES, Moment, Server, program, restore, said
+from chatbot_backup.database import TABLES, Moment, Server, program, said
+from chatbot_backup.database import copy as copy_database
 from chatbot_backup.manifest import compare_tables, named
 
 RECORDS = STATE / "upgrades"
@@ -43,6 +44,8 @@ PROGRAMS = Path("/usr/lib/postgresql")
 PORT = 5432
 # The clusters that a cut or undone upgrade has left have this file beside their configuration.
 MARK = "chatbot-upgrade"
+# Settings in files of this repository: the role's own, and those of the archive, which the new cluster gets as well.
+SETTINGS, ARCHIVE = "chatbot.conf", "chatbot-archive.conf"
 # Room beside the calculated need, in bytes.
 RESERVE = 256 << 20
 # Objects of users have at least this number, those of an empty cluster have smaller ones.
@@ -196,7 +199,8 @@ def plan(version: int) -> dict[str, Any]:
             "nothing was changed. Make room (df -h), for example by dropping old …_before_… databases.",
         )
     closed = server.sql("SELECT datname FROM pg_database WHERE NOT datallowconn AND NOT datistemplate").splitlines()
-    files = [each.name for each in Path(old.configuration, "conf.d").glob("*.conf") if each.name != "chatbot.conf"]
+    files = [each.name for each in Path(old.configuration, "conf.d").glob("*.conf")]
+    files = [name for name in files if name not in (SETTINGS, ARCHIVE)]
     return about | {
         "databases": found,
         "left": closed,
@@ -222,6 +226,10 @@ def prepare(version: int) -> dict[str, Any]:
     if new is None:
         raise Failure(OTHER, f"pg_createcluster has made no cluster {version}/{old.name}.")
     Path(new.configuration, MARK).write_text("Made by an upgrade that has not come to its end yet.\n")
+    archives = Path(old.configuration, "conf.d", ARCHIVE)
+    if archives.exists():
+        # So that it need not be started twice. Its segments wait until the archive has been told of the cluster.
+        shutil.copy(archives, Path(new.configuration, "conf.d", ARCHIVE))
     # As pg_lsclusters writes it: the role's tasks take it for the one that they manage.
     return next(
         one
@@ -247,8 +255,11 @@ def stop(cluster: Cluster) -> None:
 
 @contextmanager
 def aside(cluster: Cluster) -> Iterator[Server]:
-    """Run the new cluster for as long as the block takes, over its socket only and outside systemd's care."""
-    options = "-c listen_addresses='' -c autovacuum=off"
+    """Run the new cluster for as long as the block takes, over its socket only and outside systemd's care.
+
+    It archives nothing: whoever wants its data has the old cluster's until the swap.
+    """
+    options = "-c listen_addresses='' -c autovacuum=off -c archive_mode=off"
     tool("pg_ctlcluster", "--skip-systemctl-redirect", *cluster.words, "start", "-o", options)
     try:
         yield Server(port=cluster.port)
@@ -277,25 +288,6 @@ def copy_roles(old: Server, new: Server, programs: Path) -> None:
     if before != after:
         names = sorted({line.partition("|")[0] for line in set(before) ^ set(after)})
         raise Failure(NOT_AS_RECORDED, f"these roles are not the same in the new cluster: {named(names)}.")
-
-
-def copy_database(moment: Moment, new: Server, programs: Path) -> None:
-    """Stream a database into the new cluster; there is no file of it in between.
-
-    Raises:
-        Failure: when PostgreSQL refuses either half.
-    """
-    name = moment.database
-    command = [str(programs / "pg_dump"), "--format=custom", "--compress=0", "--lock-wait-timeout=60s"]
-    command += [f"--snapshot={moment.snapshot}", *moment.server.options(), "--dbname", name]
-    with program(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as (dumping, errors):
-        try:
-            restore(new, name, dumping, create=name != "postgres")
-        except Failure as failure:
-            words = said(errors)
-            raise Failure(failure.code, f"{name}: {words if dumping.wait() > 0 else failure}") from None
-        if dumping.wait() != 0:
-            raise Failure(DUMP_FAILED, f"pg_dump of {name} failed: {said(errors)}")
 
 
 def checksums(server: Server, database: str, tables: list[str]) -> dict[str, str]:
@@ -425,7 +417,8 @@ def copy(old: Cluster, new: Cluster, then: Callable[[dict[str, Any]], None]) -> 
         with aside(new) as target:
             copy_roles(source, target, programs)
             for moment in moments:
-                copy_database(moment, target, programs)
+                name = moment.database
+                copy_database(moment, target, name, programs, create=name != "postgres")
                 compare(moment, target, known[moment.database])
         about = {
             "from": old.version,
