@@ -20,9 +20,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs PostgreSQL's or Valkey's real server like what needs gunicorn."""
     for item in items:
         chosen = getattr(item, "callspec", None)
-        if {"postgresql", "valkey"} & {str(value) for value in (chosen.params.values() if chosen else ())}:
-            item.add_marker("server")
-        elif "postgresql_server" in getattr(item, "fixturenames", ()):
+        parameters = {str(value) for value in (chosen.params.values() if chosen else ())}
+        if parameters & {"postgresql", "valkey"} or "postgresql_server" in getattr(item, "fixturenames", ()):
             item.add_marker("server")
 
 
