@@ -122,8 +122,8 @@ def test_dead_archive_stops_nobody_and_is_told(host, sql, metrics):
         # More than may wait: the oldest go, so that the disk does not fill, and the gap is known.
         for _ in range(8):
             sql(SEGMENT)
-        seen = eventually(lambda: (found := metrics())["gap"] == 1 and found, 180)
-        assert seen["queue_bytes"] <= 64 << 20
+        # They go one by one.
+        seen = eventually(lambda: (found := metrics())["gap"] == 1 and found["queue_bytes"] <= 64 << 20 and found, 180)
         assert seen["recovery_point_timestamp_seconds"] < death.timestamp()
         assert sql("INSERT INTO conversations VALUES (15, 'all the same') RETURNING id") == "15"
     finally:
