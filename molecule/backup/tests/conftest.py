@@ -2,9 +2,10 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
-from testbed.verify import Played, play
+from testbed.verify import Played, play, sql_on
 
 METRICS = "/var/lib/prometheus/node-exporter"
 SETTINGS = "/etc/chatbot-backup/settings.json"
@@ -12,10 +13,7 @@ SETTINGS = "/etc/chatbot-backup/settings.json"
 
 @pytest.fixture
 def sql(host):
-    def run(statement: str, database: str = "chatbot") -> str:
-        return host.check_output("cd / && runuser -u postgres -- psql -XAtq -d %s -c %s", database, statement)
-
-    return run
+    return partial(sql_on, host)
 
 
 @pytest.fixture

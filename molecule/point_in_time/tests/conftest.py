@@ -1,25 +1,21 @@
 """What the tests share: SQL, playbooks as the operator runs them, and what the metrics say."""
 
+from functools import partial
+
 import pytest
-from testbed.verify import Played, play
+from testbed.verify import play, sql_on
 
 METRICS = "/var/lib/prometheus/node-exporter"
 
 
 @pytest.fixture
 def sql(host):
-    def run(statement: str, database: str = "chatbot") -> str:
-        return host.check_output("cd / && runuser -u postgres -- psql -XAtq -d %s -c %s", database, statement)
-
-    return run
+    return partial(sql_on, host)
 
 
 @pytest.fixture
 def playbook(host):
-    def run(name: str, *arguments: str, **variables: object) -> Played:
-        return play(host, name, *arguments, **variables)
-
-    return run
+    return partial(play, host)
 
 
 @pytest.fixture

@@ -116,6 +116,11 @@ def eventually[Answer](condition: Callable[[], Answer], seconds: float = 60) -> 
     return answer
 
 
+def sql_on(host: Any, statement: str, database: str = "chatbot") -> str:
+    """Run SQL on the host's PostgreSQL as its administrator; return the rows, columns between `|`."""
+    return str(host.check_output("cd / && runuser -u postgres -- psql -XAtq -d %s -c %s", database, statement))
+
+
 def refuses(host: Any, port: int) -> bool:
     """Tell whether the host refuses connections to a TCP port that come from another machine."""
     try:
