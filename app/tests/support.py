@@ -22,7 +22,7 @@ from chatbot.passwords import hash_password
 from chatbot.settings import Settings, load_settings
 from flask import Flask
 from flask.testing import FlaskClient
-from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy import Connection, QueuePool, create_engine, make_url, text
 from werkzeug.test import TestResponse
 
 APP = Path(__file__).resolve().parent.parent
@@ -110,10 +110,16 @@ def eventually[T](question: Callable[[], T], seconds: float = 10) -> T:
 
 
 def close(database: Database) -> None:
-    """Wait for running generations, then close the connections."""
+    """Wait for running generations, then close the connections.
+
+    A connection that comes back to a pool after its end is never closed, and psycopg complains of it in a later test.
+    """
     for thread in threading.enumerate():
         if thread.name.startswith("generation-"):
             thread.join(10)
+    pool = database.engine.pool
+    if isinstance(pool, QueuePool):  # a check of readiness that has given up waiting may still have one
+        eventually(lambda: pool.checkedout() == 0)
     database.engine.dispose()
 
 
