@@ -17,7 +17,7 @@ from testbed.verify import REPOSITORY
 
 GIGABYTES = float(os.environ.get("TEST_RESTORE_GIGABYTES") or 0)
 UPLOADS = int(os.environ.get("TEST_RESTORE_UPLOADS") or 0)
-# Bytes of a message below on PostgreSQL's disk, its indexes not counted. zstd keeps a bit more than a third of it, as of
+# Bytes of a message below on PostgreSQL's disk, indexes not counted. zstd keeps a bit more than a third of it, as of
 # a chat; and they are so short that PostgreSQL compresses none.
 MESSAGE_BYTES = 1330
 MESSAGES = """
