@@ -5,10 +5,16 @@ import re
 from functools import partial
 
 import pytest
+from testbed import restic_keys
 from testbed.verify import Played, play, sql_on
 
 METRICS = "/var/lib/prometheus/node-exporter"
 SETTINGS = "/etc/chatbot-backup/settings.json"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _repositories_open_quickly(host):
+    restic_keys.make_quick(host)
 
 
 @pytest.fixture

@@ -3,9 +3,15 @@
 from functools import partial
 
 import pytest
+from testbed import restic_keys
 from testbed.verify import play, sql_on
 
 METRICS = "/var/lib/prometheus/node-exporter"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _repositories_open_quickly(host):
+    restic_keys.make_quick(host)
 
 
 @pytest.fixture

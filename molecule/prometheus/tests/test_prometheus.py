@@ -4,10 +4,12 @@ What nginx's and PostgreSQL's exporters, the application and the backup deliver 
 that their queries use are held against where they are declared, or against the list EXPORTED below.
 """
 
+import base64
 import json
 import pathlib
 import re
 import shlex
+import subprocess
 import urllib.parse
 
 import pytest
@@ -123,10 +125,11 @@ def test_all_rules_are_loaded_and_healthy(host):
 
 
 def test_rules_pass_their_unit_tests(host):
-    for part in ("files", "tests"):
-        source, target = ROOT / "roles/prometheus" / part, "/root/prometheus-rules/"
-        host.ansible("ansible.builtin.file", f"path={target} state=directory mode=0755", check=False)
-        host.ansible("ansible.builtin.copy", f"src={source} dest={target} mode=0755", check=False)
+    # Packed: Ansible's module for copying takes each file for itself.
+    pack = ["tar", "-cz", "-C", str(ROOT / "roles/prometheus"), "files", "tests"]
+    packed = base64.b64encode(subprocess.run(pack, check=True, capture_output=True).stdout).decode()
+    unpack = "base64 -d | tar -xz --no-same-owner -C /root/prometheus-rules"
+    host.check_output(f"mkdir -p /root/prometheus-rules && echo {packed} | {unpack}")
     result = host.run("cd /root/prometheus-rules/tests && promtool test rules *.test.yml")
     assert result.rc == 0, result.stdout + result.stderr
     assert result.stdout.count("SUCCESS") == len(list((ROOT / "roles/prometheus/tests").glob("*.test.yml")))

@@ -24,7 +24,7 @@ cd /
 tables="SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
 for table in $(runuser -u postgres -- psql -XAtq chatbot -c "$tables"); do
   runuser -u postgres -- psql -XAtq chatbot -c \
-    "SELECT '$table', count(*), md5(coalesce(string_agg(t::text, ',' ORDER BY t::text), '')) FROM $table t"
+    "SELECT '$table', count(*), md5(coalesce(string_agg(md5(t::text), '' ORDER BY md5(t::text)), '')) FROM $table t"
 done
 cd /var/lib/chatbot && find uploads -type f | sort | xargs -r sha256sum
 """
@@ -37,7 +37,7 @@ def address() -> str:
 
 def data() -> str:
     """The live data, in checksums."""
-    return execute(HOST, CHECKSUMS)
+    return execute(HOST, CHECKSUMS, 1500)
 
 
 def settings(**changes: Any) -> str:

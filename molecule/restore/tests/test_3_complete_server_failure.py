@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import bulk
 import pytest
 import yaml
 from conftest import ADMINISTRATOR, DOMAIN, HOST, OBJECTS, address, data, execute
@@ -114,7 +115,11 @@ def before(authority) -> dict[str, Any]:
     eventually(lambda: "What is kept?" in str(client.call("GET", path)[1]))
     execute(HOST, "docker exec $(docker ps --format '{{.Names}}' --filter name=chatbot-) python -m chatbot token create"
                   " reader@example.test --name tests --scope chat --new-account >/dev/null")  # fmt: skip
-    execute(HOST, "systemctl start chatbot-backup")
+    bulk.fill()
+    size = bulk.sql("SELECT pg_size_pretty(pg_database_size(current_database()))")
+    bulk.TIMES.write_text(f"{size} of database, {bulk.UPLOADS} uploads of 100 kB\n")
+    with bulk.timed("backup into a local repository and into the object store"):
+        execute(HOST, "systemctl start chatbot-backup", bulk.PATIENCE)
     return {
         "path": path,
         "messages": client.call("GET", path)[1]["messages"],
@@ -155,7 +160,8 @@ def test_runbook(before, follow, authority):
     assert execute(OBJECTS, "systemctl is-active objects") == "active"
     said = ""
     for command in section("Commands"):
-        code, said = follow(command)
+        with bulk.timed(shlex.join(command)):
+            code, said = follow(command)
         assert code == 0, (command, said[-3000:])
     assert "all as its manifest says" in said
     lines = before["data"].splitlines()

@@ -5,12 +5,17 @@ import time
 import uuid
 
 import pytest
-from testbed import helpers
+from testbed import helpers, restic_keys
 from testbed.chat import ChatClient, ChatError
 from testbed.verify import command_of, run_as_operator
 
 # A question with a long answer, whatever model answers it.
 STORY = "Write a long story about a lighthouse keeper, in at least ten sentences."
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _repositories_open_quickly(host):
+    restic_keys.make_quick(host)
 
 
 @pytest.fixture(scope="session")
