@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pwd
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 SETTINGS = Path(os.environ.get("CHATBOT_BACKUP_SETTINGS", "/etc/chatbot-backup/settings.json"))
 STATE = Path("/var/lib/chatbot-backup")
@@ -148,6 +150,14 @@ def as_user(name: str) -> dict[str, Any]:
 def megabytes(size: float) -> str:
     """Return a size as people read it."""
     return f"{size / 1048576:.0f} MB" if size >= 1048576 else f"{size / 1024:.0f} kB"
+
+
+def widen(*pipes: IO[Any] | None) -> None:
+    """Let pipes hold a megabyte, where the kernel allows it: the programs at both ends are woken far less often."""
+    for pipe in pipes:
+        if pipe is not None:
+            with suppress(OSError):
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 1 << 20)
 
 
 def first_line(texts: Iterable[str]) -> str:

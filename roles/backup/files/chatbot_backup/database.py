@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from chatbot_backup.common import DUMP_FAILED, NOT_AS_RECORDED, Failure, as_user, first_line
+from chatbot_backup.common import DUMP_FAILED, NOT_AS_RECORDED, Failure, as_user, first_line, widen
 
 CHUNK = 1 << 20
 # What pg_dump keeps, too: the tables of the application, not those of the server.
@@ -262,6 +262,7 @@ def program(command: list[str], **options: Any) -> Iterator[tuple[subprocess.Pop
     """Start a program as postgres; it has ended when the block has. Yields it and the file with its messages."""
     with tempfile.TemporaryFile("w+") as errors:
         started = subprocess.Popen(command, stderr=errors, **as_user("postgres"), **options)
+        widen(started.stdin, started.stdout)
         try:
             yield started, errors
         finally:

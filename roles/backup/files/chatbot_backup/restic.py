@@ -28,6 +28,7 @@ from chatbot_backup.common import (
     Settings,
     first_line,
     log,
+    widen,
 )
 
 # restic has distinct exit codes only since 0.17 (Debian 12 has 0.14), so its words decide. The first that fits is
@@ -142,6 +143,7 @@ class Repository:
                 # Ctrl-C is ours to pass on: an interrupted restic must not look like one that has finished.
                 start_new_session=True,
             )
+            widen(started.stdin, started.stdout)
             running = Running(started, errors)
             threading.Thread(target=running.watch, daemon=True).start()
             try:
