@@ -11,7 +11,7 @@ from conftest import APPLICATION, address, on, served, state
 from testbed.docker import docker
 from testbed.verify import eventually
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def last(output: str) -> str:
@@ -82,7 +82,7 @@ def test_container_of_one_host_dies_in_the_middle(crowd, begin, image):
         )
         running.reaches("New release is watched while the old one is warm")
         on("app2", f"docker update --restart=no chatbot-{colour} && docker kill chatbot-{colour}")
-        running.process.wait(timeout=400)
+        running.process.wait(timeout=800)
     output = running.log.read_text()
     assert running.process.returncode != 0
     assert "its metrics did not come" in " ".join(output.split())
@@ -103,7 +103,7 @@ def test_host_dies_in_the_middle(crowd, begin, operator, image):
         running = begin("rolling_update", f"--extra-vars=chatbot_image={release}")
         running.reaches("New release is watched while the old one is warm")
         docker("kill", "cluster-app2")
-        running.process.wait(timeout=400)
+        running.process.wait(timeout=800)
     with crowd.event("and comes back", rest=10) as back:
         docker("start", "cluster-app2")
         eventually(lambda: len(served()) == 2, seconds=120)

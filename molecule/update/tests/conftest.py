@@ -107,12 +107,12 @@ class Running:
             _, found, since = output.rpartition(f": {after}]") if after else ("", "begin", output)
             return bool(found) and f": {task}]" in since
 
-        eventually(begun, seconds=300)
+        eventually(begun, seconds=600)
 
     def ends(self, how: signal.Signals) -> str:
         """Send it a signal, as the terminal does for Ctrl-C, and return what it printed when it has ended."""
         self.process.send_signal(how)
-        self.process.wait(timeout=300)
+        self.process.wait(timeout=600)
         time.sleep(1)
         return self.log.read_text()
 

@@ -72,7 +72,7 @@ def release_line(host: Any) -> Any:
     assert not host.file("/run/lock/chatbot-release.json").exists
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_good_release(host, crowd, operator, source):
     with crowd.event("good release") as event:
         played = operator("rolling_update", chatbot_source=source("good"))
@@ -82,7 +82,7 @@ def test_good_release(host, crowd, operator, source):
     crowd.assert_unharmed(event)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("release", "reason"),
     [
@@ -108,7 +108,7 @@ def test_bad_release(host, crowd, operator, source, release, reason):
     crowd.assert_unharmed(event)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
     """Its container goes; the users who were on it come back on the old one."""
     before = state(host)
@@ -119,7 +119,7 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
         )
         running.reaches(WATCHED)
         host.check_output("docker update --restart=no chatbot-%s && docker kill chatbot-%s", colour, colour)
-        running.process.wait(timeout=300)
+        running.process.wait(timeout=600)
     output = running.log.read_text()
     assert running.process.returncode != 0
     assert "its metrics did not come" in " ".join(output.split())
@@ -129,7 +129,7 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
     assert event.counts["broken"] == 0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_rollback(host, crowd, operator, source):
     """As the runbook for a bad release has it."""
     before = state(host)
@@ -156,7 +156,7 @@ def test_rollback(host, crowd, operator, source):
     assert serving(host) == before["previous"]
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "command"),
     [
@@ -172,7 +172,7 @@ def test_what_else_touches_the_road(host, crowd, name, command):
     crowd.assert_unharmed(event)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_maintenance(crowd, operator):
     """Answers that run go on to their ends, the health check stays green, new requests get the page."""
     crowd.maintenance = True
@@ -207,7 +207,7 @@ def took_over(output: str) -> None:
     assert "that run has ended without giving it back" in words
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_killed_control_node(host, crowd, operator, begin, source):
     """SIGKILL in each phase of one release; the same command again takes the lock over, says so, and goes on."""
     release = source("killed")
@@ -231,7 +231,7 @@ def test_killed_control_node(host, crowd, operator, begin, source):
     crowd.assert_unharmed(event)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_second_run_is_refused_and_the_first_is_interrupted(host, crowd, operator, begin, source):
     """Two releases at once: the second is told who is at work. Then Ctrl-C puts the old release back in order."""
     before = state(host)["release"]
@@ -251,7 +251,7 @@ def test_second_run_is_refused_and_the_first_is_interrupted(host, crowd, operato
     crowd.assert_unharmed(event)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_image_by_digest(host, crowd, operator):
     """Pulled from a real registry; the digest names the release. A tag is refused before anything happens."""
     built = f"chatbot:{state(host)['previous']}"
