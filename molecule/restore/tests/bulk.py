@@ -21,8 +21,9 @@ UPLOADS = int(os.environ.get("TEST_RESTORE_UPLOADS") or 0)
 # a chat; and they are so short that PostgreSQL compresses none.
 MESSAGE_BYTES = 1330
 MESSAGES = """
+-- Yesterday's: a drill reads the newest conversation, which is the test's own.
 INSERT INTO conversations (id, account_id, title, created_at, updated_at)
-SELECT gen_random_uuid(), (SELECT id FROM accounts ORDER BY created_at LIMIT 1), 'Bulk', now(), now()
+SELECT gen_random_uuid(), (SELECT id FROM accounts ORDER BY created_at LIMIT 1), 'Bulk', now(), now() - interval '1 day'
 FROM generate_series(1, :count / 100 + 1);
 
 WITH bulk AS (SELECT id, row_number() OVER () AS number FROM conversations WHERE title = 'Bulk')
