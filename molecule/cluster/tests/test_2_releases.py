@@ -123,10 +123,10 @@ def test_host_dies_in_the_middle(crowd, begin, operator, image):
     assert played.code == 0, played.output[-3000:]
     assert last(played.output) == f"RELEASE ALL NEW: {agreed()} serves on 2 of 2 app hosts."
     crowd.assert_unharmed(again)
-    # Three good releases are kept (the first, "good" and this one) and the newest that failed, to be looked at.
+    # Three good releases are kept (the first, "good" and this one), and on a host that has it the newest that failed.
     for name in APPLICATION:
         images = on(name, "docker image ls --all --format '{{.Repository}} {{.ID}}' | grep chatbot").splitlines()
-        assert len({line.split()[1] for line in images}) == 4, images
+        assert len({line.split()[1] for line in images}) in {3, 4}, images
 
 
 def test_host_is_dead_for_nginx(crowd):
