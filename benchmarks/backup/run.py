@@ -7,7 +7,7 @@ The container is a test host with the roles postgresql and backup (`molecule con
 `backup-debian13`); its database is filled and must not be needed. Every round takes a new repository, so that nothing
 has been stored before. By hand means: `pg_dump | zstd` and `tar | zstd` into files, and out of them into a new database
 and directory; no encryption, no deduplication, no checksums, no comparison. `backup again` is the second into the same
-repository, of data that has not changed: what every night costs but the first, and what has come in a day.
+repository, of data that has not changed: what every night but the first costs, beside what a day has brought.
 """
 
 from __future__ import annotations
