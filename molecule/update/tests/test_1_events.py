@@ -110,7 +110,7 @@ def test_bad_release(host, crowd, operator, source, release, reason):
 
 @pytest.mark.timeout(1200)
 def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
-    """Its container goes; the users who were on it come back on the old one."""
+    """Its container goes; the old one, which is warm, takes what comes then, and all of it a moment later."""
     before = state(host)
     colour = "green" if before["colour"] == "blue" else "blue"
     with crowd.event("container dies in the bake") as event:
@@ -125,8 +125,9 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
     assert "its metrics did not come" in " ".join(output.split())
     assert last(output).startswith(f"RELEASE ALL OLD: {before['release']} serves on 1 of 1 app host; ")
     assert serving(host) == before["release"]
-    # Requests of the seconds in which the dead colour was nginx's only one have failed: nobody could prevent that.
+    # What the dead container was writing cannot be whole; every request but a question that was on its way to it is answered.
     assert event.counts["broken"] == 0
+    assert event.counts["failed"] <= 2, crowd.failures[-5:]
 
 
 @pytest.mark.timeout(1200)
