@@ -44,6 +44,7 @@ keepalive = 75
 limit_request_line = 8190  # a search for 200 characters may need 2400 bytes
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - never a disk that can stall
 control_socket_disable = True
+logger_class = "chatbot.worker.Log"
 logconfig_dict = logging_config(_settings.log_level)
 
 

@@ -296,6 +296,11 @@ class Database:
         """A connection for what has to be quick: each statement on its own, or all in one transaction."""
         return self._statements.run(transaction=transaction)
 
+    @property
+    def combines(self) -> bool:
+        """Whether a statement may hold another one that writes: one way to the server instead of four."""
+        return self.engine.dialect.name == "postgresql"
+
     def check_schema(self) -> None:
         """Raise SchemaBehindError unless the database has every migration of this release (asked until it was so once).
 

@@ -47,6 +47,8 @@ _SAVE = (
     )
     .returning(MESSAGES.c.id)
 )
+# The same with what it has used: one statement where there were four.
+_SAVE_USED = usage.recording(_SAVE.cte("saved"))
 _KEEP_TEXT = (
     update(MESSAGES)
     .where(_MINE, MESSAGES.c.status == Status.INTERRUPTED)
@@ -298,9 +300,11 @@ class Generation:
             "completion": outcome.completion_tokens,
             "clock": now(),
         }
+        mine, reaped = {"message": self.message_id, "text": text}, False
         try:
+            if self._database.combines and self._save_used(mine | ended):
+                return True
             with self._database.statements(transaction=True) as run:
-                mine, reaped = {"message": self.message_id, "text": text}, False
                 if not run(_SAVE, **mine, **ended):
                     reaped = any(row.finish_reason == WORKER_LOST for row in run(_KEEP_TEXT, **mine))
                 if self._account_id is not None and self._answer is not None and not reaped:
@@ -310,3 +314,11 @@ class Generation:
             log.warning("could not save an answer: %s", type(failure).__name__, extra={"message_id": self._stream})
             return False
         return True
+
+    def _save_used(self, values: dict[str, object]) -> bool:
+        """Write the end and what it has used at once; False where somebody else has ended the message meanwhile."""
+        if self._account_id is None or self._answer is None:
+            return False
+        used = self._prompt_used(), self._counted()
+        with self._database.statements() as run:
+            return usage.save_and_record(run, _SAVE_USED, values, self._account_id, *used)

@@ -39,8 +39,6 @@ def logging_config(level: str) -> dict[str, Any]:
         "root": {"level": level.upper(), "handlers": ["stdout"]},
         "loggers": {
             "gunicorn.error": {"level": level.upper(), "handlers": [], "propagate": True},
-            # The application writes its own line for each request; these would repeat it.
-            "gunicorn.access": {"level": "WARNING", "handlers": [], "propagate": True},
             "httpx2": {"level": "WARNING"},
             "httpcore2": {"level": "WARNING"},
             "openai": {"level": "WARNING"},

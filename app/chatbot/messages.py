@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, NamedTuple
@@ -111,6 +112,9 @@ def _insertion(count: int) -> Insert:
 
 # An answer alone, or a question with its answer.
 _INSERT = {count: _insertion(count) for count in (1, 2)}
+_INSERT_AND_SHOW = {
+    count: _SHOW.add_cte(insertion.returning(MESSAGES.c.id).cte("said")) for count, insertion in _INSERT.items()
+}
 
 
 class NewMessage(BaseModel):
@@ -182,7 +186,7 @@ def regenerate(conversation_id: uuid.UUID, message_id: uuid.UUID) -> Response:
         conversation, tree = _look_up(run, conversation_id)
     path = tree.path(_expect(tree, message_id, Role.ASSISTANT))[:-1]
     answer = _new_message(path[-1], Role.ASSISTANT, Status.STREAMING)
-    with services.database().statements(transaction=True) as run:
+    with _writing() as run:
         _check_allowance(run)
         job = _begin(run, conversation, path, [answer])
     return _generate(conversation, answer, job)
@@ -329,7 +333,7 @@ def _question(conversation: Head, path: list[Said], content: str, files: Sequenc
     parent = path[-1] if path else None
     named = conversation.title
     conversation = conversation._replace(title=named or title_of(content))
-    with services.database().statements(transaction=True) as run:
+    with _writing(files) as run:
         _check_allowance(run)
         keys = mark_sent(run, conversation.id, files)
         question = _new_message(parent, Role.USER, Status.COMPLETE, content, keys)
@@ -340,6 +344,12 @@ def _question(conversation: Head, path: list[Said], content: str, files: Sequenc
         job = _begin(run, conversation, [*path, question], [question, answer], then)
     metrics.messages_total.labels("user", job.model).inc()
     return _generate(conversation, answer, job)
+
+
+def _writing(files: Sequence[uuid.UUID] = ()) -> AbstractContextManager[Run]:
+    """Where messages are saved: in a transaction, unless that is one statement anyway."""
+    database = services.database()
+    return database.statements(transaction=bool(files) or not database.combines)
 
 
 def _check_allowance(run: Run) -> None:
@@ -369,8 +379,13 @@ def _begin(
     rows = {
         f"{name}_{number}": value for number, message in enumerate(new) for name, value in message._asdict().items()
     }
-    run(_INSERT[len(new)], into=conversation.id, answered_by=model, **rows)
-    run(_SHOW, conversation=conversation.id, heading=conversation.title, shown=answer.id, clock=now())
+    shown = {"conversation": conversation.id, "heading": conversation.title, "shown": answer.id, "clock": now()}
+    rows |= {"into": conversation.id, "answered_by": model}
+    if services.database().combines:
+        run(_INSERT_AND_SHOW[len(new)], **rows, **shown)
+    else:
+        run(_INSERT[len(new)], **rows)
+        run(_SHOW, **shown)
     sent = _turns(run, conversation, path)
     return Job(answer.id, sent, account_id=account_id(), model=model, then=then)
 

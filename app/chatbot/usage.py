@@ -5,10 +5,13 @@ import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import CTE, bindparam, cast, exists, func, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.base import Executable
+from sqlalchemy.sql.dml import ReturningInsert
 
 from chatbot.database import USAGE, Attachment, Conversation, Message, Usage, now
 from chatbot.settings import Settings
@@ -28,17 +31,42 @@ def estimate(chars: int) -> int:
     return math.ceil(chars / CHARS_PER_TOKEN)
 
 
-# PostgreSQL and SQLite say it in the same words.
-_new = postgresql.insert(USAGE).values(
-    month=bindparam("now"),
-    account_id=bindparam("account"),
-    prompt_tokens=bindparam("prompt"),
-    completion_tokens=bindparam("completion"),
+_NAMES = ("month", "account_id", "prompt_tokens", "completion_tokens")
+
+
+def _added(new: postgresql.Insert) -> postgresql.Insert:
+    """Add to the month's row, where there is one. PostgreSQL and SQLite say it in the same words."""
+    sums = {name: USAGE.c[name] + new.excluded[name] for name in ("prompt_tokens", "completion_tokens")}
+    return new.on_conflict_do_update(index_elements=["month", "account_id"], set_=sums)
+
+
+_RECORD = _added(
+    postgresql.insert(USAGE).values(
+        month=bindparam("now"),
+        account_id=bindparam("account"),
+        prompt_tokens=bindparam("prompt"),
+        completion_tokens=bindparam("completion"),
+    )
 )
-_RECORD = _new.on_conflict_do_update(
-    index_elements=["month", "account_id"],
-    set_={name: USAGE.c[name] + _new.excluded[name] for name in ("prompt_tokens", "completion_tokens")},
-)
+
+
+def recording(saved: CTE) -> ReturningInsert[Any]:
+    """A statement that saves something, and records what it has used if it was saved: PostgreSQL's only.
+
+    Its parameters are those of `saved` and now, account, used_prompt, used_completion. It gives a row if it has saved.
+    """
+    given = ("now", "account", "used_prompt", "used_completion")
+    values = [cast(bindparam(own), USAGE.c[name].type) for own, name in zip(given, _NAMES, strict=True)]
+    new = postgresql.insert(USAGE).from_select(_NAMES, select(*values).where(exists(select(saved.c.id))))
+    return _added(new).returning(USAGE.c.month)
+
+
+def save_and_record(
+    run: Run, statement: Executable, values: dict[str, object], account_id: uuid.UUID, prompt: int, completion: int
+) -> bool:
+    """Run a statement of `recording` with these values of `saved` and so many tokens; whether it has saved."""
+    used = {"now": month_of(now()), "account": account_id, "used_prompt": prompt, "used_completion": completion}
+    return bool(run(statement, **values, **used))
 
 
 def record(run: Run, account_id: uuid.UUID, prompt_tokens: int, completion_tokens: int) -> None:

@@ -25,6 +25,7 @@ import time
 from typing import Any
 
 import gevent
+from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventWorker
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -44,6 +45,12 @@ TAKE_OVER_EVERY = 0.5
 ACCEPTING_FOR = 1.5
 # A reader who was told to resume has left by then (seconds).
 LEAVE_WITHIN = 5.0
+
+
+class Log(Logger):  # type: ignore[misc]  # gunicorn has no type information
+    """gunicorn's messages. Of each request the application writes a line of its own; these would repeat it."""
+
+    access_log_enabled = False
 
 
 class Worker(GeventWorker):  # type: ignore[misc]  # gunicorn has no type information

@@ -40,4 +40,4 @@ def test_an_exception_is_in_the_line() -> None:
 def test_the_configuration_silences_what_repeats() -> None:
     loggers = logging_config("debug")["loggers"]
     assert loggers["gunicorn.error"]["level"] == "DEBUG"
-    assert loggers["gunicorn.access"]["level"] == loggers["httpx2"]["level"] == "WARNING"
+    assert loggers["httpx2"]["level"] == "WARNING"
