@@ -348,6 +348,7 @@ def test_everything_on_standard_output_is_json(url: str, directory: Path) -> Non
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     assert {"Starting gunicorn 27.0.1", "request", "answer ended"} <= {line["message"] for line in lines}
     assert "private words" not in str(lines)
+    assert "gunicorn.access" not in {line["logger"] for line in lines}, "one line for each request is enough"
 
 
 def test_signing_in_over_the_wire(url: str, directory: Path) -> None:
