@@ -177,6 +177,18 @@ def test_what_else_touches_the_road(host, crowd, name, command):
     crowd.assert_unharmed(event)
 
 
+@pytest.mark.timeout(600)
+def test_database_restarts(host, crowd):
+    """As after a security update. Answers that run go on; who asks just then waits, or is told when to come again."""
+    crowd.maintenance = True
+    try:
+        with crowd.event("PostgreSQL restart", rest=12) as event:
+            host.check_output("systemctl restart 'postgresql@*'")
+    finally:
+        crowd.maintenance = False
+    crowd.assert_unharmed(event)
+
+
 @pytest.mark.timeout(1200)
 def test_maintenance(crowd, operator):
     """Answers that run go on to their ends, the health check stays green, new requests get the page."""
