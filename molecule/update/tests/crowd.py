@@ -35,6 +35,8 @@ class Event:
     # Seconds until another release answered a request for the first time; 0 where none did.
     switched: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
+    # What went wrong meanwhile, with the time of day.
+    failures: list[str] = field(default_factory=list)
 
     def row(self) -> str:
         """Return a line of the table."""
@@ -108,6 +110,7 @@ class Crowd:
     def event(self, name: str, rest: float = 3.0) -> Iterator[Event]:
         """Count what users see while something happens, and `rest` seconds longer."""
         event, before, began = Event(name), Counter(self._counts), time.monotonic()
+        noted = len(self.failures)
         self.events.append(event)
         try:
             yield event
@@ -116,11 +119,23 @@ class Crowd:
             event.switched = max(0.0, self._serving[1] - began)
             time.sleep(rest)
             event.counts = self._counts - before
+            event.failures = self.failures[noted:]
 
     def assert_unharmed(self, event: Event) -> None:
         """Nothing failed, broke off or was garbled since the event began."""
         harm = {column: event.counts[column] for column in HARM if event.counts[column]}
         assert harm == {}, (event.name, self.failures[-5:])
+        assert event.counts["requests"] > 0
+
+    def assert_only_questions_refused(self, event: Event) -> None:
+        """A process was killed: its answers broke off, and questions on their way to it at that moment were refused.
+
+        Nobody may repeat those. Whoever only reads notices nothing, and whoever asks a moment later is answered.
+        """
+        failed = [line for line in event.failures if " failed: " in line]
+        assert [line for line in failed if " failed: /" in line] == [], event.name
+        assert len({line.split()[0] for line in failed}) <= 3, (event.name, failed)
+        assert event.counts["broken"] == 0, (event.name, event.failures[-5:])
         assert event.counts["requests"] > 0
 
     def table(self) -> str:
