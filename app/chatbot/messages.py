@@ -376,6 +376,8 @@ def _begin(
 ) -> Job:
     """Save the new messages, of which the last is the answer to be written, and show their branch; what to generate."""
     answer, model = new[-1], services.selection().chosen(conversation.model)
+    # Read before anything is saved: an answer without its generation would look as if it were being written.
+    sent = _turns(run, conversation, path)
     rows = {
         f"{name}_{number}": value for number, message in enumerate(new) for name, value in message._asdict().items()
     }
@@ -386,7 +388,6 @@ def _begin(
     else:
         run(_INSERT[len(new)], **rows)
         run(_SHOW, **shown)
-    sent = _turns(run, conversation, path)
     return Job(answer.id, sent, account_id=account_id(), model=model, then=then)
 
 
