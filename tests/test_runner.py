@@ -141,16 +141,39 @@ def test_a_parked_scenario_is_skipped_with_its_reason(
     assert lines[-1] == "1 passed, 0 failed, 1 skipped"
 
 
-def test_scenarios_that_come_too_late_are_skipped_with_the_reason(
+def test_a_scenario_that_would_not_be_through_in_time_is_skipped_with_the_reason(
     runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(runner, "LOGS", tmp_path)
     monkeypatch.setattr(runner, "ROOT", tmp_path)
-    monkeypatch.setenv("TEST_START_WITHIN", "0")
+    monkeypatch.setattr(runner, "guesses", lambda: {"slow": 1.0, "long": 40.0, "short": 2.0})
+    monkeypatch.setenv("TEST_END_WITHIN", "1")
     run = runner.Run()
     check = runner.Job("check", [["true"]], 10.0, directory=tmp_path)
-    late = runner.Job("late", [["false"]], 10.0, directory=tmp_path, scenario=True)
-    asyncio.run(run.perform_all([check, late], at_once=1))
-    assert (check.status, late.status) == ("passed", "skipped")
+    slow = runner.Job("slow", [["sleep", "2"]], 10.0, directory=tmp_path, scenario=True)
+    long = runner.Job("long", [["false"]], 10.0, directory=tmp_path, scenario=True)
+    short = runner.Job("short", [["true"]], 10.0, directory=tmp_path, scenario=True)
+    asyncio.run(run.perform_all([check, slow, long, short], at_once=1))
+    # `slow` has taken twice its time: so will `long`, which is too much for this minute, and `short`, which is not.
+    assert [job.status for job in (check, slow, long, short)] == ["passed", "passed", "skipped", "passed"]
     assert run.summary() == 0
-    assert "  late: not started within 0:00 minutes (TEST_START_WITHIN): tools/test late" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "  long: would take 1:2" in told
+    assert "minutes, and the run has to end within 1:00 (TEST_END_WITHIN): tools/test long" in told
+
+
+@pytest.mark.parametrize(("said", "status"), [("tests/test_one.py ..s.", "skipped"), ("..F.  [ 50%]", "timeout")])
+def test_a_scenario_that_is_not_through_is_ended_and_skipped_unless_a_test_has_failed(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, status: str
+) -> None:
+    monkeypatch.setattr(runner, "LOGS", tmp_path)
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    monkeypatch.setattr(runner, "guesses", lambda: {"one": 0.5})
+    monkeypatch.setenv("TEST_END_WITHIN", str(1 / 60))
+    run = runner.Run()
+    command = ["sh", "-c", f"echo '{said}'; sleep 30"]
+    one = runner.Job("one", [command], 20.0, directory=tmp_path, scenario=True, clean_up=["true"])
+    check = runner.Job("check", [["true"]], 10.0, directory=tmp_path)
+    asyncio.run(run.perform_all([check, one], at_once=1))
+    assert one.status == status
+    assert run.summary() == (status == "timeout")
