@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,10 @@ def snapshot(name: str, kind: str, purpose: str = "chatbot", identifier: str = "
 
 def whole(name: str, purpose: str = "chatbot") -> list[dict[str, Any]]:
     return [snapshot(name, kind, purpose) for kind in ("part-database", "part-files", "manifest")]
+
+
+def whole_backup() -> Backup:
+    return Backup(MONDAY, catalogue.REGULAR, "m" * 64, {"database": "d" * 64, "files": "f" * 64})
 
 
 MONDAY, TUESDAY, WEDNESDAY = "20261123T031700Z", "20261124T031700Z", "20261125T031700Z"
@@ -293,6 +299,62 @@ def test_store_that_ends_early_is_told_apart(tmp_path: Path, monkeypatch: pytest
     programs(tmp_path, monkeypatch, pg_dump="head -c 30000000 /dev/zero", pg_restore="cat >/dev/null")
     with reading("head -c 1000 >/dev/null; exit 1") as store, pytest.raises(database.StoppedError):
         database.dump(Moment(), store)  # type: ignore[arg-type]
+
+
+# --- Restores -------------------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_made_beside_a_failing_database_are_not_waited_for(
+    host: common.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs(tmp_path, monkeypatch, restic=f"touch {tmp_path}/started; exec sleep 60")
+    made = restore.Plan(restic.Repository(host.repositories[0], host), whole_backup(), {}, ["database", "uploads"])
+
+    def fail(_made: restore.Plan) -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        raise common.Failure(common.NOT_AS_RECORDED, "the dump could not be restored")
+
+    monkeypatch.setitem(restore.MAKERS, "database", fail)
+    begin = time.monotonic()
+    with pytest.raises(common.Failure, match="the dump could not be restored"):
+        restore.make(made)
+    assert time.monotonic() - begin < 30
+
+
+def test_restored_parts_are_swapped_the_database_first(host: common.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = restore.Plan(restic.Repository(host.repositories[0], host), whole_backup(), {}, ["database", "uploads"])
+    swapped: list[str] = []
+    monkeypatch.setitem(restore.MAKERS, "uploads", lambda _made: lambda: swapped.append("uploads"))
+    monkeypatch.setitem(restore.MAKERS, "database", lambda _made: lambda: swapped.append("database"))
+    for swap in restore.make(made):
+        swap()
+    assert swapped == ["database", "uploads"]
+
+
+def test_what_is_read_from_a_read_only_repository_is_read_without_a_lock(
+    host: common.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuses = "echo 'Fatal: unable to create lock in backend: read-only file system' >&2; exit 1"
+    programs(tmp_path, monkeypatch, restic=f'[ "$1" = --no-lock ] && echo "[]" && exit; {refuses}')
+    repository = restic.Repository(host.repositories[0], host)
+    assert repository.open_to_read() == []
+    assert repository.options == ["--no-lock"]
+
+
+@pytest.mark.parametrize(("number", "asked"), [(7, False), (8, True)])
+def test_restic_is_asked_what_to_drop_when_there_are_more_backups_than_days_to_keep(
+    host: common.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, asked: bool
+) -> None:
+    snapshots = json.dumps([each for day in range(1, number + 1) for each in whole(f"202611{day:02}T031700Z")])
+    (tmp_path / "snapshots.json").write_text(snapshots)
+    answers = (
+        f'case "$1" in snapshots) cat {tmp_path}/snapshots.json;; forget) touch {tmp_path}/asked; echo "[]";; esac'
+    )
+    programs(tmp_path, monkeypatch, restic=answers)
+    repository = restic.Repository(host.repositories[0], host)
+    assert backup.drop_old(host, repository, catalogue.REGULAR) == number
+    assert (tmp_path / "asked").exists() == asked
 
 
 # --- The books -------------------------------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def told(settings: Settings, name: str, proof: Callable[[], dict[str, Any]]) -> 
 
 def prove(settings: Settings, repository: Repository, begin: float) -> dict[str, Any]:
     """Do what the drill is."""
-    repository.open()
-    backup = catalogue.choose("latest", catalogue.backups(repository.snapshots()), f"repository {repository.name}")
+    known = catalogue.backups(repository.open_to_read())
+    backup = catalogue.choose("latest", known, f"repository {repository.name}")
     manifest = read_manifest(repository, backup)
     figures: dict[str, Any] = {
         "backup": backup.name,

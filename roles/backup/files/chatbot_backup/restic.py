@@ -92,6 +92,7 @@ class Repository:
         self.settings = settings
         self.name = place.name
         self.options: list[str] = []
+        self.at_work: set[Running] = set()
         self.deadline = time.monotonic() + (settings.timeout if seconds is None else seconds)
 
     def environment(self) -> dict[str, str]:
@@ -146,10 +147,17 @@ class Repository:
             widen(started.stdin, started.stdout)
             running = Running(started, errors)
             threading.Thread(target=running.watch, daemon=True).start()
+            self.at_work.add(running)
             try:
                 yield running
             finally:
+                self.at_work.discard(running)
                 running.end()
+
+    def stop(self) -> None:
+        """End what another thread has started: it fails there."""
+        for running in list(self.at_work):
+            running.end()
 
     def run(self, *arguments: str, good: Iterable[int] = (0,), seconds: float | None = None) -> tuple[int, str]:
         """Run restic to its end; return its exit code and output.
@@ -172,26 +180,33 @@ class Repository:
         return code, output.decode(errors="replace")
 
     def open(self) -> None:
-        """See that the repository is there and the password opens it. restic itself would try for 15 minutes.
+        """See that the repository is there and the password opens it. restic itself would try for 15 minutes."""
+        self._to_read("cat", "config")
 
-        What is read from a read-only repository is read without a lock: nobody can take anything away there.
+    def open_to_read(self) -> list[dict[str, Any]]:
+        """The same before something is read from it; return this host's snapshots, oldest first."""
+        return listed(self._to_read("snapshots", "--json", "--host", self.settings.host))
+
+    def _to_read(self, *arguments: str) -> str:
+        """Run the first command. Where the repository is read-only, this and all later ones take no lock.
+
+        Nobody can take anything away there.
         """
         try:
-            self.run("cat", "config", seconds=self.settings.connect_timeout)
+            return self.run(*arguments, seconds=self.settings.connect_timeout)[1]
         except Failure as failure:
             if failure.code != READ_ONLY:
                 raise
             self.options = ["--no-lock"]
-            self.run("cat", "config", seconds=self.settings.connect_timeout)
+            return self.run(*arguments, seconds=self.settings.connect_timeout)[1]
 
     def open_to_write(self) -> None:
         """The same before a backup; locks of processes that are gone are removed."""
         self.run("unlock", "--quiet", seconds=self.settings.connect_timeout)
 
-    def snapshots(self, *arguments: str) -> list[dict[str, Any]]:
+    def snapshots(self) -> list[dict[str, Any]]:
         """Return this host's snapshots, oldest first."""
-        _, output = self.run("snapshots", "--json", "--host", self.settings.host, *arguments)
-        return sorted(json.loads(output) or [], key=lambda each: str(each["time"]))
+        return listed(self.run("snapshots", "--json", "--host", self.settings.host)[1])
 
     def backup(self, tags: list[str], *arguments: str) -> tuple[bool, dict[str, Any]]:
         """Make a snapshot of files; return whether all could be read, and restic's summary."""
@@ -261,6 +276,11 @@ class Running:
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
+
+
+def listed(output: str) -> list[dict[str, Any]]:
+    """Return the snapshots that restic has listed, oldest first."""
+    return sorted(json.loads(output) or [], key=lambda each: str(each["time"]))
 
 
 def summary(output: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -172,11 +173,10 @@ def plan_from_backup(repository: Repository, at: str, what: str, point: Point | 
         Failure: when there is none, or nothing in it that this host could take.
     """
     settings = repository.settings
-    repository.open()
+    known = catalogue.backups(repository.open_to_read())
     where = f"repository {repository.name} for {settings.host}"
     others = [each.name for each in settings.repositories if each.name != repository.name]
     where += f" (others: -e from={' or '.join(others)})" if others else ""
-    known = catalogue.backups(repository.snapshots())
     try:
         backup = catalogue.choose(at, known, where)
     except Failure as failure:
@@ -276,7 +276,7 @@ def run(made: Plan) -> dict[str, Any]:
     begin = time.monotonic()
     clean(made.settings)
     try:
-        swaps = [MAKERS[part](made) for part in made.parts]
+        swaps = make(made)
         if len(made.parts) != len(swaps):
             raise Failure(OTHER, "not every part was made; nothing was changed.")
         with undisturbed():
@@ -287,6 +287,25 @@ def run(made: Plan) -> dict[str, Any]:
     done = made.about() | {"seconds": round(time.monotonic() - begin, 1), "stamp": made.stamp}
     done["kept"] = load(RECORDS / f"{made.stamp}.json")["steps"]
     return done
+
+
+def make(made: Plan) -> list[Callable[[], None]]:
+    """Make every part, files beside the database: PostgreSQL and restic wait for one another most of the time.
+
+    Returns what swaps them, the database first.
+    """
+    files = [part for part in made.parts if part != "database"]
+    with ThreadPoolExecutor(1) as beside:
+        made_beside = [beside.submit(MAKERS[part], made) for part in files]
+        try:
+            database = [MAKERS["database"](made)] if "database" in made.parts else []
+            return database + [each.result() for each in made_beside]
+        except BaseException:
+            # Nobody waits for files that are of no use any more.
+            for each in made_beside:
+                each.cancel()
+            made.repository.stop()
+            raise
 
 
 @contextmanager
