@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from datetime import UTC, datetime
+from pathlib import Path
 
 from . import helpers, images
 from .docker import docker, inspect, say
@@ -36,7 +37,8 @@ def build(name: str) -> str:
     """
     images.build_vps(name)
     bare = inspect("image", images.repository(name)) or {}
-    script = f"{trust_script()}\napt-get -qq update\napt-cache gencaches"
+    server_lists = Path(__file__).with_name("server_lists.py").read_text()
+    script = f"{trust_script()}\napt-get -qq update\npython3 - <<'EOF'\n{server_lists}EOF\napt-cache gencaches"
     digest = hashlib.sha256(f"{bare['Id']} {datetime.now(UTC).date()} {script}".encode()).hexdigest()[:16]
     settled = images.repository(f"{name}-settled")
     found = inspect("image", settled)
