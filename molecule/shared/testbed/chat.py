@@ -44,6 +44,7 @@ class ChatClient:
         conversation: path of the last conversation.
         message: path of the last answer.
         last_event_id: identifier of the last event that arrived.
+        retry_after: when the last response asked to be tried again, in seconds; empty where it did not say.
     """
 
     # Cookie and CSRF token by account: attempts to sign in are limited, so all clients of an account share one.
@@ -70,7 +71,7 @@ class ChatClient:
         self.arrivals: list[float] = []
         self.total_seconds = 0.0
         self.usage: dict[str, Any] = {}
-        self.conversation = self.message = self.last_event_id = ""
+        self.conversation = self.message = self.last_event_id = self.retry_after = ""
 
     @property
     def first_token_seconds(self) -> float:
@@ -106,6 +107,7 @@ class ChatClient:
         try:
             connection.request(method, path, payload, self._headers | self._sessions.get(key, {}) | headers)
             response = connection.getresponse()
+            self.retry_after = response.getheader("Retry-After", "")
             if response.status != 401 or not self._account or again:
                 return connection, response
         except BaseException:

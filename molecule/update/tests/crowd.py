@@ -49,7 +49,7 @@ COLUMNS = ("requests", "failed", "closed", "answers", "moved", "cut", "interrupt
 HARM = ("failed", "cut", "interrupted", "broken")
 HEADER = f"{'event':32}{'seconds':>7}{'switched':>9}" + "".join(f"{column:>12}" for column in COLUMNS)
 LEGEND = """switched: seconds until a request was answered by another release;
-requests, and failed ones; closed: told to come again by the maintenance page; answers read to their end;
+requests, and failed ones; closed: told when to come again (503 with Retry-After); answers read to their end;
 moved: told to go on at the other colour, and did; cut: connections that broke off without that;
 interrupted: answers whose process was killed: kept as far as they were read, to be continued;
 broken: answers with a missing or doubled token, or without an end"""
@@ -153,7 +153,7 @@ class Crowd:
             except (OSError, ChatError, http.client.HTTPException) as error:
                 self.count("failed", f"{path}: {error!r}")
                 continue
-            if status == 503 and self.maintenance and path != "/api/v1/health":
+            if status == 503 and client.retry_after and self.maintenance and path != "/api/v1/health":
                 self.count("closed")
             elif status != 200:
                 self.count("failed", f"{path}: {status} {body!r}")
@@ -166,7 +166,7 @@ class Crowd:
             try:
                 text = self._answer(client)
             except (OSError, ChatError, http.client.HTTPException) as error:
-                if self.maintenance and not client.message and "503" in str(error):
+                if self.maintenance and not client.message and client.retry_after and "503" in str(error):
                     self.count("closed")
                     self._stop.wait(1)
                 else:
