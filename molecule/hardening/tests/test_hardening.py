@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from testbed.verify import play
+
+CONVERGE = Path(__file__).parents[1] / "converge.yml"
 
 
 def test_the_administrator_becomes_root_without_a_password(host: Any) -> None:
@@ -100,3 +104,19 @@ def test_a_crash_leaves_no_core_file(host: Any) -> None:
 
 def test_login_shells_make_private_files(host: Any) -> None:
     assert host.check_output("su -l deploy -c 'umask'") == "0027"
+
+
+def test_an_archive_that_cannot_be_reached_is_named_and_no_package_is_blamed(host: Any) -> None:
+    """apt-get update calls that a success, so that each package of the role is one that does not exist."""
+    proxy = "/etc/apt/apt.conf.d/99nobody-listens"
+    host.check_output("mv /var/lib/apt/lists /var/lib/apt/lists.kept")
+    host.check_output('echo \'Acquire { http::Proxy "http://127.0.0.1:9"; Retries "0"; };\' > %s', proxy)
+    try:
+        played = play(host, CONVERGE, "--check")
+    finally:
+        host.check_output("rm %s && rm -r /var/lib/apt/lists && mv /var/lib/apt/lists.kept /var/lib/apt/lists", proxy)
+    assert played.code == 2
+    assert "apt could fetch no package lists" in played.words
+    assert "Could not connect to 127.0.0.1:9" in played.words
+    assert "sudo apt-get update" in played.words
+    assert "No package matching" not in played.words

@@ -13,7 +13,7 @@ from pathlib import Path
 SECTIONS = {"admin", "database", "httpd", "net", "shells", "utils", "web"}
 PRIORITIES = {"required", "important", "standard"}
 # What roles and tests install of other sections, and no package of these asks for.
-OTHERS = {"python3-venv"}
+OTHERS = {"libfaketime", "libgomp1", "python3-venv", "restic"}
 FOLLOWED = ("Pre-Depends", "Depends", "Recommends")
 LISTS = Path("/var/lib/apt/lists")
 

@@ -37,8 +37,8 @@ def build(name: str) -> str:
     """
     images.build_vps(name)
     bare = inspect("image", images.repository(name)) or {}
-    server_lists = Path(__file__).with_name("server_lists.py").read_text()
-    script = f"{trust_script()}\napt-get -qq update\npython3 - <<'EOF'\n{server_lists}EOF\napt-cache gencaches"
+    shorten = f"python3 - <<'EOF'\n{Path(__file__).with_name('server_lists.py').read_text()}EOF"
+    script = f"{trust_script()}\napt-get -qq --error-on=any update\n{shorten}\napt-cache gencaches"
     digest = hashlib.sha256(f"{bare['Id']} {datetime.now(UTC).date()} {script}".encode()).hexdigest()[:16]
     settled = images.repository(f"{name}-settled")
     found = inspect("image", settled)
