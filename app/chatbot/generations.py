@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 from sqlalchemy import bindparam, event, select, update
@@ -49,7 +49,11 @@ class Generations:
             metrics.running_generations.inc()
             start_keeper, self._keeping = not self._keeping, True
         threading.Thread(
-            target=self._run, args=(generation, job), name=f"generation-{job.message_id}", daemon=True
+            # Not with the job: its turns are as long as the conversation, and the model has them soon.
+            target=self._run,
+            args=(generation, job.then),
+            name=f"generation-{job.message_id}",
+            daemon=True,
         ).start()
         if start_keeper:
             threading.Thread(target=self._keep, name="generation-keeper", daemon=True).start()
@@ -130,7 +134,7 @@ class Generations:
         with self._lock:
             return list(self._running.values())
 
-    def _run(self, generation: Generation, job: Job) -> None:
+    def _run(self, generation: Generation, then: Callable[[str], None] | None) -> None:
         generation.run()
         stream = str(generation.message_id)
         with self._lock:
@@ -138,8 +142,8 @@ class Generations:
                 del self._running[stream]
                 self._saved.pop(stream, None)
             metrics.running_generations.dec()
-        if job.then is not None and generation.completed:
-            job.then(generation.snapshot()[0])
+        if then is not None and generation.completed:
+            then(generation.snapshot()[0])
 
     def stop_here(self, stream: str) -> bool:
         """Stop an answer that this process writes; False where it does not."""

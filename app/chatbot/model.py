@@ -78,6 +78,7 @@ class Model:
         )
         # The library names this platform in every request, and starts a program to learn it: before the first question.
         _ = self._client.default_headers
+        self._without_body = httpx2.Request("POST", self._client.base_url)
         # OpenAI's newer models refuse the old name, other servers may not know the new one.
         limit = (
             "max_completion_tokens" if urlsplit(settings.model_base_url).hostname == "api.openai.com" else "max_tokens"
@@ -106,22 +107,28 @@ class Model:
 
     def _open(self, body: dict[str, Any]) -> httpx2.Response:
         """Send the question. A server that is unreachable or loading is asked again: it may be restarting."""
+        content = orjson.dumps(body)
         for attempt in range(CONNECT_ATTEMPTS):
             try:
-                # Unlike chat.completions.create(): plain dicts in, and out comes the response as it is.
-                stream = self._client.post(
-                    "/chat/completions",
-                    body=body,
-                    cast_to=object,
-                    stream=True,
-                    stream_cls=openai.Stream[object],
-                )
-                return stream.response
+                # Unlike chat.completions.create(): JSON goes in, and out comes the response as it is.
+                response = self._client.post(
+                    "/chat/completions", content=content, cast_to=object, stream=True, stream_cls=_Unread
+                ).response
+                # It would keep its request, a whole context window, for as long as the answer is being written.
+                response.request = self._without_body
+                return response
             except openai.OpenAIError as error:
                 if not _may_be_restarting(error) or attempt == CONNECT_ATTEMPTS - 1:
                     raise _explained(error) from None
                 time.sleep(RETRY_PAUSE * (attempt + 1))
         raise AssertionError("unreachable")
+
+
+class _Unread(openai.Stream[object]):
+    """A response that nobody has begun to read. The library's own refers to itself: it and its request would stay."""
+
+    def __init__(self, *, response: httpx2.Response, **_others: object) -> None:
+        self.response = response
 
 
 def _http_client(url: str) -> httpx2.Client:

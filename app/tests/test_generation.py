@@ -1,5 +1,7 @@
+import gc
 import threading
 import uuid
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -7,7 +9,7 @@ import pytest
 from chatbot.database import Conversation, Database, Message, Status, now
 from chatbot.generation import Generation, Job, Outcome
 from chatbot.generations import LEASE, Generations
-from chatbot.model import Model
+from chatbot.model import Model, Turn
 from chatbot.settings import Settings
 from chatbot.streamlog import MemoryLog
 from fake_openai import FakeOpenAI
@@ -81,6 +83,26 @@ def test_an_answer_is_told_and_saved(harness: Harness) -> None:
     message = harness.message()
     assert (message.content, message.status, message.finish_reason) == ("Hello world", "complete", "stop")
     assert (message.prompt_tokens, message.completion_tokens) == (7, 3)
+
+
+class Turns(list[Turn]):
+    """What may be watched until nobody has it any more."""
+
+
+def test_the_question_is_not_kept_while_its_answer_is_written(harness: Harness, fake: FakeOpenAI) -> None:
+    fake.pieces, fake.between = ["x"] * 1000, 0.01
+    turns = Turns([{"role": "user", "content": "long"}])
+    kept = weakref.ref(turns)
+    gc.disable()
+    try:
+        generation = harness.generations.start(Job(harness.message_id, turns))
+        del turns
+        eventually(harness.text)
+        assert kept() is None
+        assert not generation.finished
+    finally:
+        gc.enable()
+    generation.stop(Status.STOPPED, "stopped")
 
 
 def test_pieces_are_counted_where_the_server_does_not(harness: Harness, fake: FakeOpenAI) -> None:
