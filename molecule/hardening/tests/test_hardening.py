@@ -118,5 +118,5 @@ def test_an_archive_that_cannot_be_reached_is_named_and_no_package_is_blamed(hos
     assert played.code == 2
     assert "apt could fetch no package lists" in played.words
     assert "Could not connect to 127.0.0.1:9" in played.words
-    assert "sudo apt-get update" in played.words
+    assert "sudo apt-get update --error-on=any" in played.words
     assert "No package matching" not in played.words
