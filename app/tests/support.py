@@ -1,6 +1,7 @@
 """What several test modules need: reading event streams, waiting, real server processes."""
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import threading
 import time
 import urllib.request
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 from chatbot import accounts
 from chatbot.database import REVISIONS, AccountRole, Base, Database
 from chatbot.migrate import migrate
+from chatbot.model import Turn
 from chatbot.passwords import hash_password
 from chatbot.settings import Settings, load_settings
 from flask import Flask
@@ -107,6 +110,22 @@ def eventually[T](question: Callable[[], T], seconds: float = 10) -> T:
         assert time.monotonic() < end, f"not within {seconds} s; last answer: {answer!r}"
         time.sleep(0.05)
     return answer
+
+
+class Turns(list[Turn]):
+    """Turns that a weak reference may watch."""
+
+
+@contextlib.contextmanager
+def watched_turns() -> Iterator[tuple[list[Turns], weakref.ref[Turns]]]:
+    """A question, to be popped, and a reference that is dead as soon as nobody has it; no garbage is collected then."""
+    holder = [Turns([{"role": "user", "content": "private words"}])]
+    kept = weakref.ref(holder[0])
+    gc.disable()
+    try:
+        yield holder, kept
+    finally:
+        gc.enable()
 
 
 def close(database: Database) -> None:

@@ -1,7 +1,5 @@
-import gc
 import threading
 import uuid
-import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 
@@ -9,13 +7,13 @@ import pytest
 from chatbot.database import Conversation, Database, Message, Status, now
 from chatbot.generation import Generation, Job, Outcome
 from chatbot.generations import LEASE, Generations
-from chatbot.model import Model, Turn
+from chatbot.model import Model
 from chatbot.settings import Settings
 from chatbot.streamlog import MemoryLog
 from fake_openai import FakeOpenAI
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import OperationalError
-from support import close, create_schema, eventually, make_settings
+from support import close, create_schema, eventually, make_settings, watched_turns
 
 
 class Harness:
@@ -85,23 +83,13 @@ def test_an_answer_is_told_and_saved(harness: Harness) -> None:
     assert (message.prompt_tokens, message.completion_tokens) == (7, 3)
 
 
-class Turns(list[Turn]):
-    """What may be watched until nobody has it any more."""
-
-
 def test_the_question_is_not_kept_while_its_answer_is_written(harness: Harness, fake: FakeOpenAI) -> None:
     fake.pieces, fake.between = ["x"] * 1000, 0.01
-    turns = Turns([{"role": "user", "content": "long"}])
-    kept = weakref.ref(turns)
-    gc.disable()
-    try:
-        generation = harness.generations.start(Job(harness.message_id, turns))
-        del turns
+    with watched_turns() as (turns, kept):
+        generation = harness.generations.start(Job(harness.message_id, turns.pop()))
         eventually(harness.text)
         assert kept() is None
         assert not generation.finished
-    finally:
-        gc.enable()
     generation.stop(Status.STOPPED, "stopped")
 
 

@@ -1,16 +1,13 @@
-import gc
 import logging
 import ssl
 import subprocess
-import weakref
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chatbot.model import Chunk, Model, ModelError
 from chatbot.transport import Transport
 from fake_openai import FakeOpenAI
-from support import eventually, make_settings
+from support import eventually, make_settings, watched_turns
 
 TURNS = [{"role": "user", "content": "private words"}]
 
@@ -52,25 +49,10 @@ def test_what_the_server_is_sent(fake: FakeOpenAI) -> None:
     assert fake.requests[1]["temperature"] == 0.25
 
 
-class Turns(list[dict[str, str]]):
-    """What may be watched until nobody has it any more."""
-
-
-@pytest.fixture
-def _nothing_collected() -> Iterator[None]:
-    """What goes has gone by itself, as its last owner let go of it."""
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("_nothing_collected")
 def test_the_question_is_not_kept_while_its_answer_is_read(fake: FakeOpenAI) -> None:
-    turns = Turns(TURNS)
-    kept = weakref.ref(turns)
-    answer = Model(make_settings(fake.url)).answer(turns)  # type: ignore[arg-type]
-    del turns
-    assert kept() is None
+    with watched_turns() as (turns, kept):
+        answer = Model(make_settings(fake.url)).answer(turns.pop())
+        assert kept() is None
     assert answer._response.request.content == b""
     assert text(list(answer)) == "Hello world"
 
