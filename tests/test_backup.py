@@ -322,6 +322,18 @@ def test_files_that_are_made_beside_a_failing_database_are_not_waited_for(
     assert time.monotonic() - begin < 30
 
 
+def test_a_restic_that_starts_while_it_is_stopped_is_ended_too(
+    host: common.Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs(tmp_path, monkeypatch, restic="exec sleep 60")
+    repository = restic.Repository(host.repositories[0], host)
+    repository.stop()
+    begin = time.monotonic()
+    with pytest.raises(common.Failure):
+        repository.run("restore")
+    assert time.monotonic() - begin < 30
+
+
 def test_restored_parts_are_swapped_the_database_first(host: common.Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     made = restore.Plan(restic.Repository(host.repositories[0], host), whole_backup(), {}, ["database", "uploads"])
     swapped: list[str] = []

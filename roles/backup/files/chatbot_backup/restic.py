@@ -93,6 +93,7 @@ class Repository:
         self.name = place.name
         self.options: list[str] = []
         self.at_work: set[Running] = set()
+        self.stopped = False
         self.deadline = time.monotonic() + (settings.timeout if seconds is None else seconds)
 
     def environment(self) -> dict[str, str]:
@@ -149,13 +150,16 @@ class Repository:
             threading.Thread(target=running.watch, daemon=True).start()
             self.at_work.add(running)
             try:
+                if self.stopped:  # between its start and its entry there
+                    running.end()
                 yield running
             finally:
                 self.at_work.discard(running)
                 running.end()
 
     def stop(self) -> None:
-        """End what another thread has started: it fails there."""
+        """End what another thread has started, or is about to start: it fails there. This object is done for."""
+        self.stopped = True
         for running in list(self.at_work):
             running.end()
 
