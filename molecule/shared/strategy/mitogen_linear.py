@@ -5,7 +5,6 @@ on the role postgresql. What tests run as an operator does takes Ansible's own s
 restore.yml and health.yml, in other scenarios the playbooks that they interrupt or that are about connections.
 """
 
-import gc
 from pathlib import Path
 
 import ansible_mitogen.module_finder
@@ -25,10 +24,5 @@ def _compile(source: bytes | str, filename: str, mode: str) -> object:
 
 for _module in (ansible_mitogen.module_finder, mitogen.master, jinja2.environment):
     vars(_module)["compile"] = _compile
-
-# A play makes little garbage in cycles, and looking for it is an eighth of its time (the roles nginx and valkey on a
-# finished host). What is there by now is never looked at again, in the processes of the tasks neither.
-gc.freeze()
-gc.set_threshold(200_000, 50, 1000)
 
 __all__ = ["StrategyModule"]
