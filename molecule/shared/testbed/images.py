@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import re
@@ -32,6 +33,7 @@ def repository(name: str) -> str:
     return f"chatbot-testbed:{name}"
 
 
+@functools.cache  # a second of processor on a machine with long package lists, and each image asks again
 def mirror() -> tuple[str, str]:
     """Return this machine's own mirrors of Debian and of Debian's security archive.
 
