@@ -42,7 +42,7 @@ inventory: tools  ## A new inventory with fresh, encrypted secrets: make invento
 
 .PHONY: test
 test:  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (50 minutes on two cores)
-	@tools/bootstrap --with-node --with-browser
+	@tools/bootstrap --with-node --with-browser --with-valkey
 	@tools/test
 
 .PHONY: test-fast

@@ -24,14 +24,18 @@ class Server:
 @contextlib.contextmanager
 def start_valkey(socket: Path | None = None) -> Iterator[Server | None]:
     """A server, on this socket where one is named; None where no such program is installed."""
-    program = find_program("valkey-server", "redis-server")
+    # Debian's packages of tools hold the server, too: one program, which looks at the name that it is called by. They
+    # start no service on this machine.
+    program = find_program("valkey-server", "redis-server", "valkey-check-rdb", "redis-check-rdb")
     if not program:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="vk-") as directory:
         socket = socket or Path(directory, "s")
         arguments = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--requirepass", PASSWORD]
-        with process(program, *arguments, cwd=directory, stdout=subprocess.DEVNULL) as child:
+        with process(
+            "valkey-server", *arguments, executable=program, cwd=directory, stdout=subprocess.DEVNULL
+        ) as child:
             eventually(socket.exists)
             yield Server(f"unix://{socket}", child.pid)
 
@@ -41,5 +45,7 @@ def valkey_server(socket: Path | None = None) -> Iterator[str]:
     """The same, as its URL; skips the test where no such program is installed."""
     with start_valkey(socket) as server:
         if server is None:
-            pytest.skip("neither valkey-server nor redis-server is installed (Debian: apt-get install valkey-server)")
+            pytest.skip(
+                "neither Valkey nor Redis is installed (Debian 13: apt-get install valkey-tools, 12: redis-tools)"
+            )
         yield server.url
