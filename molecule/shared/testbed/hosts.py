@@ -80,13 +80,14 @@ def _free_address() -> str:
     raise TestbedError(f"no free address in {helpers.SUBNET}: remove old hosts with `molecule destroy --all`")
 
 
-def _start(scenario: str, host: Host, *, keep: bool) -> str:
+def _start(scenario: str, host: Host, *, keep: bool) -> tuple[str, bool]:
+    """Return the host's address, and whether it was made anew."""
     name = container(scenario, host.name)
     with lock():
         present = inspect("container", name)
         if keep and present:
             docker("start", name)
-            return str(present["Config"]["Labels"]["chatbot-testbed.address"])
+            return str(present["Config"]["Labels"]["chatbot-testbed.address"]), False
         images.build_vps(host.image())
         image = settled.build(host.image()) if host.package_lists else images.repository(host.image())
         docker("rm", "-fv", name, check=False)
@@ -106,10 +107,10 @@ def _start(scenario: str, host: Host, *, keep: bool) -> str:
             image,
         )  # fmt: skip
         docker("start", name)
-    return address
+    return address, True
 
 
-def _settle(scenario: str, host: Host, public_key: str) -> str:
+def _settle(scenario: str, host: Host, public_key: str, *, new: bool) -> str:
     """Make a started host what a provider hands over: systemd up, our key in, its mirror near. Return its host keys."""
     name = container(scenario, host.name)
 
@@ -118,11 +119,11 @@ def _settle(scenario: str, host: Host, public_key: str) -> str:
         return state in {"running", "degraded"}
 
     wait_until(f"{name}: systemd", booted, 60)
+    keys = "/root/.ssh/authorized_keys"
     script = [
-        "install -d -m 700 /root/.ssh",
-        f"echo '{public_key}' > /root/.ssh/authorized_keys",
-        # A settled image has that already.
-        "" if host.package_lists else settled.trust_script(),
+        f"grep -qsxF '{public_key}' {keys} || {{ install -d -m 700 /root/.ssh; echo '{public_key}' > {keys}; }}",
+        # A settled image has that already, and a host that is kept has what site.yml has made of it.
+        settled.trust_script() if new and not host.package_lists else "",
     ]
     execute(name, "\n".join(script))
     return execute(name, "cat /etc/ssh/ssh_host_*_key.pub")
@@ -202,12 +203,16 @@ def create(scenario: str, hosts: list[Host], *, keep: bool = False) -> Path:
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"testbed {scenario}", "-f", str(key))
     public = key.with_suffix(".pub").read_text().strip()
     found: dict[str, tuple[Host, str]] = {}
+    new: set[str] = set()
     known_hosts: list[str] = []
     for host in hosts:
         host.domain = host.domain or f"{host.name}.{scenario}.example.test"
-        found[host.name] = (host, _start(scenario, host, keep=keep))
+        address, made = _start(scenario, host, keep=keep)
+        found[host.name] = (host, address)
+        if made:
+            new.add(host.name)
     for name, (host, address) in found.items():
-        keys = _settle(scenario, host, public)
+        keys = _settle(scenario, host, public, new=name in new)
         known_hosts += [f"{address} {line.rsplit(' ', 1)[0]}" for line in keys.splitlines()]
         helpers.add_name(host.domain, address)
         say(f"host {name} ({host.suite}) is up at {address}, as {host.domain}")

@@ -1,5 +1,11 @@
 """The test bed keeps its promises: what the other scenarios take for granted is looked at here."""
 
+import json
+import subprocess
+import sys
+
+import pytest
+
 
 def test_systemd_is_pid_1_and_nothing_failed(host):
     assert host.run("systemctl is-system-running").stdout.strip() == "running"
@@ -26,3 +32,16 @@ def test_acme_authority_is_trusted(host):
         "python3 -c 'import urllib.request; print(urllib.request.urlopen(\"https://acme:14000/dir\").read().decode())'"
     )
     assert "newOrder" in answer
+
+
+@pytest.mark.only_on("debian13")
+def test_hosts_that_are_kept_are_left_alone(host):
+    """As the second `make demo` finds its host, which had no package lists and so was settled by itself."""
+    look = "stat -c '%n %Z' /root/.ssh/authorized_keys /usr/local/share/ca-certificates/*"
+    before = host.check_output(look)
+    hosts = [
+        {"name": name, "suite": suite, "package_lists": False}
+        for name, suite in (("debian13", "trixie"), ("debian12", "bookworm"))
+    ]
+    subprocess.run([sys.executable, "-m", "testbed", "create", "testbed", json.dumps(hosts), "--keep"], check=True)
+    assert host.check_output(look) == before
