@@ -39,18 +39,18 @@ PLAYBOOK = """
   tasks:
     - ansible.builtin.copy:
         dest: "{{ playbook_dir }}/told.json"
-        content: "{{ first | combine({'mine': 'a' | beside | of_role}) | to_json }}"
+        content: "{{ ANSWER | combine({'mine': 'a' | beside | of_role}) | to_json }}"
 """
 
 
-@pytest.mark.parametrize("play", [1, 2])
-def test_tasks_find_filters_and_tests_loaded(tmp_path: Path, play: int) -> None:
+@pytest.mark.parametrize("answer", ["first", "second"])  # of which play
+def test_tasks_find_filters_and_tests_loaded(tmp_path: Path, answer: str) -> None:
     files = {
         "action_plugins/loaded.py": ACTION,
         "filter_plugins/beside.py": FILTER.replace("NAME", "beside"),
         "roles/one/filter_plugins/of_role.py": FILTER.replace("NAME", "of_role"),
         "roles/one/tasks/main.yml": "- loaded:\n  register: second\n",
-        "play.yml": PLAYBOOK.replace("first |", "first |" if play == 1 else "second |"),
+        "play.yml": PLAYBOOK.replace("ANSWER", answer),
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
