@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.machinery
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -158,8 +159,9 @@ def test_a_scenario_that_would_not_be_through_in_time_is_skipped_with_the_reason
     assert [job.status for job in (check, slow, long, short)] == ["passed", "passed", "skipped", "passed"]
     assert run.summary() == 0
     told = capsys.readouterr().out
-    assert "  long: would take 1:2" in told
-    assert "minutes, and the run has to end within 1:00 (TEST_END_WITHIN): tools/test long" in told
+    # How long exactly is a matter of the machine's pace: on a busy one the two seconds were three.
+    reason = r"minutes, and the run has to end within 1:00 \(TEST_END_WITHIN\): tools/test long$"
+    assert re.search(rf"^  long: would take [1-9]:\d\d {reason}", told, re.MULTILINE)
 
 
 @pytest.mark.parametrize(("said", "status"), [("tests/test_one.py ..s.", "skipped"), ("..F.  [ 50%]", "timeout")])
