@@ -24,6 +24,8 @@ REQUESTS_PER_SECOND = 5
 PATHS = ("/api/v1/health", "/api/v1/account", "/", "/api/v1/models")
 # A stream that was told to go on elsewhere has so long (seconds) to do so; it tries again every half second.
 RESUME_WITHIN = 30.0
+# One that broke off has come to its end by then (seconds): resumed, and told that its process was killed.
+SETTLED_WITHIN = 120.0
 
 
 @dataclass
@@ -67,6 +69,8 @@ class Crowd:
         self._counts: Counter[str] = Counter()
         # The release that answered last, and when (monotonic clock) it did so for the first time.
         self._serving: tuple[str, float] = ("", 0.0)
+        # Those whose answer broke off and has not come to an end since.
+        self.waiting: set[ChatClient] = set()
         self.events: list[Event] = []
         self.failures: list[str] = []
         self.maintenance = False
@@ -108,7 +112,7 @@ class Crowd:
 
     @contextlib.contextmanager
     def event(self, name: str, rest: float = 3.0) -> Iterator[Event]:
-        """Count what users see while something happens, and `rest` seconds longer."""
+        """Count what users see while something happens, `rest` seconds longer, and until what broke off has ended."""
         event, before, began = Event(name), Counter(self._counts), time.monotonic()
         noted = len(self.failures)
         self.events.append(event)
@@ -118,6 +122,10 @@ class Crowd:
             event.seconds = time.monotonic() - began
             event.switched = max(0.0, self._serving[1] - began)
             time.sleep(rest)
+            # What broke off belongs to this event, also where it is known only later what became of it.
+            end = time.monotonic() + SETTLED_WITHIN
+            while self.waiting and time.monotonic() < end:
+                time.sleep(0.2)
             event.counts = self._counts - before
             event.failures = self.failures[noted:]
 
@@ -163,22 +171,27 @@ class Crowd:
     def _read(self) -> None:
         while not self._stop.is_set():
             client = self._client()
-            try:
-                text = self._answer(client)
-            except (OSError, ChatError, http.client.HTTPException) as error:
-                if self.maintenance and not client.message and client.retry_after and "503" in str(error):
-                    self.count("closed")
-                    self._stop.wait(1)
-                else:
-                    self.count("failed" if not client.message else "broken", repr(error))
-                    self._stop.wait(0.5)
-                continue
-            if text == WHOLE:
-                self.count("answers")
-            elif self._is_kept(client, text):
-                self.count("interrupted")
+            self._read_one(client)
+            self.waiting.discard(client)
+
+    def _read_one(self, client: ChatClient) -> None:
+        """Ask, read the answer to its end, and count what became of it."""
+        try:
+            text = self._answer(client)
+        except (OSError, ChatError, http.client.HTTPException) as error:
+            if self.maintenance and not client.message and client.retry_after and "503" in str(error):
+                self.count("closed")
+                self._stop.wait(1)
             else:
-                self.count("broken", f"{len(text)} characters: …{text[-60:]!r}")
+                self.count("failed" if not client.message else "broken", repr(error))
+                self._stop.wait(0.5)
+            return
+        if text == WHOLE:
+            self.count("answers")
+        elif self._is_kept(client, text):
+            self.count("interrupted")
+        else:
+            self.count("broken", f"{len(text)} characters: …{text[-60:]!r}")
 
     def _is_kept(self, client: ChatClient, text: str) -> bool:
         """Whether an answer ended because its process was killed, and what was read of it is all that there is."""
@@ -204,6 +217,7 @@ class Crowd:
                     self.count("moved")
                 elif not end:
                     self.count("cut", repr(error))
+                    self.waiting.add(client)
                 end = end or time.monotonic() + RESUME_WITHIN
                 if time.monotonic() > end:
                     raise
