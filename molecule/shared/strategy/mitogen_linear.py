@@ -5,13 +5,23 @@ on the role postgresql. What tests run as an operator does takes Ansible's own s
 restore.yml and health.yml, in other scenarios the playbooks that they interrupt or that are about connections.
 """
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
-import ansible_mitogen.module_finder
+import ansible.collections  # type: ignore[import-untyped]
 import jinja2.environment
 import mitogen.master
-from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule
 from testbed.testbed_codecache import Kept
+
+# For each task whose module is in a collection Mitogen asks for the directories of all collections, ninety with the
+# metadata of each, to look for modules there: a quarter of a second. They are where Python finds them anyhow.
+_collections = ModuleType("ansible.collections.list")
+vars(_collections)["list_collection_dirs"] = lambda *_arguments: []
+sys.modules[_collections.__name__] = ansible.collections.list = _collections
+
+import ansible_mitogen.module_finder  # noqa: E402
+from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule  # noqa: E402
 
 # Mitogen compiles forty sources for each kind of module, to see what they import, and Ansible a template in each task's
 # process that needs it: together a quarter of a short play's time on the control node (measured on the role valkey).

@@ -1,8 +1,8 @@
-"""Keep of apt's package lists what a server is made of: less than a third. Runs on a test host.
+"""Keep of apt's package lists what roles and tests install: one in fifty. Runs on a test host.
 
-Every call of apt reads all of them: a second of processor for each apt-get, and a full run of the tests has hundreds.
-What is left is whole: apt chooses the same packages for whatever it can install. `apt-get update` leaves the lists
-alone until the archive has newer ones.
+Every call of apt reads all of them: a third of a second of processor for each apt-get, and nearly as much for each task
+with the module apt. What is left is whole: apt chooses the same packages for these as with all lists, as the roles have
+it, without recommended ones. `apt-get update` leaves the lists alone until the archive has newer ones.
 """
 
 from __future__ import annotations
@@ -10,12 +10,18 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-SECTIONS = {"admin", "database", "httpd", "net", "shells", "utils", "web"}
 PRIORITIES = {"required", "important", "standard"}
-# What roles and tests install of other sections, and no package of these asks for.
-OTHERS = {"libfaketime", "libgomp1", "python3-venv", "restic"}
-FOLLOWED = ("Pre-Depends", "Depends", "Recommends")
+# What roles and tests install by name; tests/test_server_lists.py compares.
+INSTALLED = """
+adduser apparmor apt-utils ca-certificates certbot chrony cron curl docker-cli docker.io fail2ban gpg
+gpg-agent iptables libfaketime libgomp1 logrotate nftables nginx nginx-light openssl pgbackrest postgresql
+procps prometheus prometheus-alertmanager prometheus-nginx-exporter prometheus-node-exporter
+prometheus-postgres-exporter python3 python3-packaging python3-psycopg2 python3-requests python3-systemd
+python3-venv rclone restic ssh-audit sudo unattended-upgrades valkey-server
+"""
+FOLLOWED = ("Pre-Depends", "Depends")
 LISTS = Path("/var/lib/apt/lists")
+STATUS = Path("/var/lib/dpkg/status")
 
 
 def names(relation: str) -> list[str]:
@@ -23,17 +29,14 @@ def names(relation: str) -> list[str]:
     return re.findall(r"(?:^|[,|])\s*([a-z0-9][a-z0-9+.-]+)", relation)
 
 
-def kept(packages: list[dict[str, str]]) -> set[str]:
-    """Return the names of the packages to keep, from the fields of all."""
+def kept(packages: list[dict[str, str]], present: set[str]) -> set[str]:
+    """Return the names of the packages to keep, from the fields of all and the names of those that the host has."""
     by_name: dict[str, list[dict[str, str]]] = {}
     for fields in packages:
         for name in (fields["Package"], *names(fields.get("Provides", ""))):
             by_name.setdefault(name, []).append(fields)
-    waiting = [
-        fields["Package"]
-        for fields in packages
-        if fields.get("Section") in SECTIONS or fields.get("Priority") in PRIORITIES or fields["Package"] in OTHERS
-    ]
+    waiting = [fields["Package"] for fields in packages if fields.get("Priority") in PRIORITIES]
+    waiting += [*present, *INSTALLED.split()]
     found: set[str] = set()
     while waiting:
         name = waiting.pop()
@@ -55,7 +58,8 @@ def main() -> None:
         ]
         for file, stanzas in texts.items()
     }
-    wanted = kept([fields for stanzas in known.values() for _, fields in stanzas])
+    present = set(re.findall(r"^Package: (.*)$", STATUS.read_text(), re.M))
+    wanted = kept([fields for stanzas in known.values() for _, fields in stanzas], present)
     for file, stanzas in known.items():
         file.write_text("\n\n".join(text for text, fields in stanzas if fields["Package"] in wanted) + "\n")
 

@@ -34,7 +34,7 @@ class Kept:
         kept = f"{self.directory}/{_imp.source_hash(KEY, key).hex()}"
         try:
             with open(kept, "rb") as file:
-                return marshal.load(file)  # noqa: S302  (only who runs it writes there)
+                return marshal.loads(file.read())  # noqa: S302  (only who runs it writes there)
         except (OSError, ValueError, EOFError, TypeError):
             code = compile_it()
         new = f"{kept}.{os.getpid()}"
