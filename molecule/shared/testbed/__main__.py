@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
 
 from . import application, helpers, hosts, images, settled
 from .docker import TestbedError, docker, lock
@@ -18,8 +23,17 @@ def _up(_: argparse.Namespace) -> None:
         application.publish()
 
 
+def _platforms() -> list[dict[str, Any]]:
+    """Return what the scenario of the run of Molecule that this is a part of asks for."""
+    file = os.environ.get("MOLECULE_FILE")
+    if not file:
+        raise TestbedError("no hosts are named, and this is no run of Molecule, whose scenario would name some")
+    platforms: list[dict[str, Any]] = yaml.safe_load(Path(file).read_text())["platforms"]
+    return platforms
+
+
 def _create(options: argparse.Namespace) -> None:
-    wanted = [hosts.Host(**host) for host in json.loads(options.hosts)]
+    wanted = [hosts.Host(**host) for host in (json.loads(options.hosts) if options.hosts else _platforms())]
     print(hosts.create(options.scenario, wanted, keep=options.keep))
 
 
@@ -53,7 +67,11 @@ def main() -> int:
     up.set_defaults(call=_up)
     create = commands.add_parser("create", help="start the hosts of a scenario and write its inventory")
     create.add_argument("scenario")
-    create.add_argument("hosts", help='JSON list, e.g. \'[{"name": "debian13", "suite": "trixie"}]\'')
+    create.add_argument(
+        "hosts",
+        nargs="?",
+        help='JSON list, e.g. \'[{"name": "debian13", "suite": "trixie"}]\'; without it what $MOLECULE_FILE asks for',
+    )
     create.add_argument("--keep", action="store_true", help="leave hosts that exist as they are")
     create.set_defaults(call=_create)
     destroy = commands.add_parser("destroy", help="remove the hosts of a scenario")

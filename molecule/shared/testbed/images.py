@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import json
 import os
 import re
 import tempfile
 from pathlib import Path
 
-from .docker import TestbedError, docker, inspect, run, say
+from .docker import CACHE, TestbedError, docker, inspect, run, say
 
 HERE = Path(__file__).resolve().parent
 # Where hosts keep what their Python has compiled of Ansible's sources: a volume that all hosts share.
@@ -33,21 +33,22 @@ def repository(name: str) -> str:
     return f"chatbot-testbed:{name}"
 
 
-@functools.cache  # a second of processor on a machine with long package lists, and each image asks again
 def mirror() -> tuple[str, str]:
     """Return this machine's own mirrors of Debian and of Debian's security archive.
 
     Raises:
         TestbedError: when apt's configuration names none.
     """
+    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    written = [f"{path} {path.stat().st_mtime_ns}" for path in files if path.is_file()]
+    kept = CACHE / "mirrors.json"
+    # A second of processor on a machine with long package lists, and each scenario asks again.
+    if kept.exists() and (known := json.loads(kept.read_text()))["written"] == written:
+        return known["main"], known["security"]
     uris = run("apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", check=False).splitlines()
     uris += re.findall(
         r"(?m)^(?:URIs:|deb)\s+(?:\[.*?\]\s+)?(\S+)",
-        "\n".join(
-            p.read_text(errors="replace")
-            for p in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
-            if p.is_file()
-        ),
+        "\n".join(path.read_text(errors="replace") for path in files if path.is_file()),
     )
     clean = [uri.rstrip("/") for uri in uris]
     main = next((uri for uri in clean if uri.endswith("/debian")), None)
@@ -57,6 +58,8 @@ def mirror() -> tuple[str, str]:
             "Add one to /etc/apt/sources.list.d, then run `apt-get update`."
         )
     security = next((uri for uri in clean if uri.endswith("/debian-security")), main + "-security")
+    CACHE.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps({"written": written, "main": main, "security": security}))
     return main, security
 
 
