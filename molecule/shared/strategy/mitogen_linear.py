@@ -6,12 +6,17 @@ restore.yml and health.yml, in other scenarios the playbooks that they interrupt
 """
 
 import sys
+from copy import copy
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import ansible.collections  # type: ignore[import-untyped]
 import jinja2.environment
 import mitogen.master
+from ansible._internal._task import TaskContext  # type: ignore[import-untyped]
+from ansible.executor.task_executor import TaskExecutor  # type: ignore[import-untyped]
+from ansible.plugins.loader import get_plugin_loader_namespace  # type: ignore[import-untyped]
 from testbed.testbed_codecache import Kept
 
 # For each task whose module is in a collection Mitogen asks for the directories of all collections, ninety with the
@@ -21,7 +26,7 @@ vars(_collections)["list_collection_dirs"] = lambda *_arguments: []
 sys.modules[_collections.__name__] = ansible.collections.list = _collections
 
 import ansible_mitogen.module_finder  # noqa: E402
-from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule  # noqa: E402
+from ansible_mitogen.plugins.strategy.mitogen_linear import StrategyModule as MitogenLinear  # noqa: E402
 
 # Mitogen compiles forty sources for each kind of module, to see what they import, and Ansible a template in each task's
 # process that needs it: together a quarter of a short play's time on the control node (measured on the role valkey).
@@ -34,5 +39,59 @@ def _compile(source: bytes | str, filename: str, mode: str) -> object:
 
 for _module in (ansible_mitogen.module_finder, mitogen.master, jinja2.environment):
     vars(_module)["compile"] = _compile
+
+# What these do they do on the control node.
+COMPUTING = {
+    f"{collection}{action}"
+    for collection in ("", "ansible.builtin.")
+    for action in ("assert", "debug", "fail", "include_role", "include_tasks", "set_fact", "validate_argument_spec")
+}
+
+
+class StrategyModule(MitogenLinear):  # type: ignore[misc]
+    """Two thirds of a role's tasks do nothing on a host: they only compute, or they are skipped.
+
+    These are carried out in the process that reads the playbook. Others get a copy of it each, as with Ansible all do.
+    """
+
+    def _queue_task(self, host: Any, task: Any, task_vars: dict[str, Any], play_context: Any) -> None:
+        own = task.copy(exclude_parent=True, exclude_tasks=True)
+        own._parent = task._parent
+        own.squash()
+        with TaskContext.create(task=own, task_vars=task_vars.copy(), host_name=host.name) as context:
+            if here := own.action in COMPUTING or self._is_skipped(own, context.task_vars):
+                self._carry_out(host, task, own, task_vars, play_context)
+        if not here:
+            super()._queue_task(host, task, task_vars, play_context)
+
+    def _is_skipped(self, task: Any, task_vars: dict[str, Any]) -> bool:
+        """Tell whether the conditions of a task without a loop are false; one that fails is the copy's business."""
+        if not task.when or task.loop is not None or task.loop_with:
+            return False
+        try:
+            return not task._resolve_conditional_with_item(task.when, task_vars)[0]
+        except Exception:
+            return False
+
+    def _carry_out(self, host: Any, task: Any, own: Any, task_vars: dict[str, Any], play_context: Any) -> None:
+        """Do what StrategyBase._queue_task and WorkerProcess do, without the process."""
+        self._queued_task_cache[(host.name, task._uuid)] = {
+            "host": host,
+            "task": task,
+            "task_vars": task_vars,
+            "play_context": play_context,
+        }
+        self._tqm.send_callback("v2_runner_on_start", host, task)
+        shown = copy(host)
+        executor = TaskExecutor(
+            shown, play_context, self._loader, get_plugin_loader_namespace(), self._final_q, self._variable_manager
+        )
+        result = executor.run()
+        result.finalize_registered_values()
+        shown.vars, shown.groups = {}, []
+        own.ignore_errors, own.ignore_unreachable = result.ignore_errors, result.ignore_unreachable
+        self._final_q.send_task_result(shown, own, result)
+        self._pending_results += 1
+
 
 __all__ = ["StrategyModule"]

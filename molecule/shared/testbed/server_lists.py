@@ -11,13 +11,14 @@ import re
 from pathlib import Path
 
 PRIORITIES = {"required", "important", "standard"}
-# What roles and tests install by name; tests/test_server_lists.py compares.
+# What roles and tests install by name; tests/test_server_lists.py compares. And redis-server: what Valkey needs, which
+# Debian 12 has from its backports, Redis needs as well.
 INSTALLED = """
 adduser apparmor apt-utils ca-certificates certbot chrony cron curl docker-cli docker.io fail2ban gpg
 gpg-agent iptables libfaketime libgomp1 logrotate nftables nginx nginx-light openssl pgbackrest postgresql
 procps prometheus prometheus-alertmanager prometheus-nginx-exporter prometheus-node-exporter
 prometheus-postgres-exporter python3 python3-packaging python3-psycopg2 python3-requests python3-systemd
-python3-venv rclone restic ssh-audit sudo unattended-upgrades valkey-server
+python3-venv rclone redis-server restic ssh-audit sudo unattended-upgrades valkey-server
 """
 FOLLOWED = ("Pre-Depends", "Depends")
 LISTS = Path("/var/lib/apt/lists")
