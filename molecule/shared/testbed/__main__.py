@@ -27,7 +27,10 @@ def _platforms() -> list[dict[str, Any]]:
     """Return what the scenario of the run of Molecule that this is a part of asks for."""
     file = os.environ.get("MOLECULE_FILE")
     if not file:
-        raise TestbedError("no hosts are named, and this is no run of Molecule, whose scenario would name some")
+        raise TestbedError(
+            "no hosts are named, and this is no run of Molecule, whose scenario would name some. Name them: "
+            """python -m testbed create NAME '[{"name": "debian13", "suite": "trixie"}]'"""
+        )
     platforms: list[dict[str, Any]] = yaml.safe_load(Path(file).read_text())["platforms"]
     return platforms
 
