@@ -1,8 +1,8 @@
 """Keep of apt's package lists what roles and tests install: one in fifty. Runs on a test host.
 
-Every call of apt reads all of them: a third of a second of processor for each apt-get, and nearly as much for each task
-with the module apt. What is left is whole: apt chooses the same packages for these as with all lists, as the roles have
-it, without recommended ones. `apt-get update` leaves the lists alone until the archive has newer ones.
+Every call of apt reads all of them, a second of processor for each apt-get, and a full run of the tests has hundreds.
+What is left is whole: apt chooses the same packages for these as with all lists, if it is told to leave recommended
+ones out, as roles and tests do. `apt-get update` leaves the lists alone until the archive has newer ones.
 """
 
 from __future__ import annotations
