@@ -35,24 +35,45 @@ def pattern(line: str) -> re.Pattern[str]:
     return re.compile("".join(parts.get(token, re.escape(token)) for token in tokens) + "(?:/.*)?")
 
 
-def ignore_rules(root: Path) -> list[tuple[re.Pattern[str], bool]]:
-    """Return .dockerignore as (pattern, whether it leaves out), in the file's order: the last match decides."""
+def ignore_lines(root: Path) -> list[str]:
+    """Return what .dockerignore says, without its comments."""
     file = root / ".dockerignore"
     lines = [line.strip() for line in file.read_text().splitlines()] if file.is_file() else []
-    return [
-        (pattern(line.lstrip("!")), not line.startswith("!")) for line in lines if line and not line.startswith("#")
-    ]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def ignore_rules(root: Path) -> list[tuple[re.Pattern[str], bool]]:
+    """Return .dockerignore as (pattern, whether it leaves out), in the file's order: the last match decides."""
+    return [(pattern(line.lstrip("!")), not line.startswith("!")) for line in ignore_lines(root)]
+
+
+def included_paths(root: Path) -> list[str]:
+    """Return what the lines of .dockerignore with a `!` begin with, as far as it is no pattern."""
+    return [re.split(r"[*?]", line[1:].strip("/"))[0] for line in ignore_lines(root) if line.startswith("!")]
 
 
 def source_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (name in the archive, path) of every file that Docker would be sent."""
-    rules = ignore_rules(root)
-    for directory, _, files in os.walk(root):
-        for path in (Path(directory, file) for file in files):
-            name = path.relative_to(root).as_posix()
-            verdicts = [leaves_out for rule, leaves_out in rules if rule.fullmatch(name)]
-            if name in ALWAYS or not (verdicts and verdicts[-1]):
-                yield name, path
+    """Yield (name in the archive, path) of every file that Docker would be sent.
+
+    A directory that is left out is not looked into where no line brings back anything below: node_modules alone has
+    18,000 files.
+    """
+    rules, included = ignore_rules(root), included_paths(root)
+
+    def left_out(name: str) -> bool:
+        verdicts = [leaves_out for rule, leaves_out in rules if rule.fullmatch(name)]
+        return bool(verdicts and verdicts[-1])
+
+    def closed(name: str) -> bool:
+        inside = f"{name}/"
+        return left_out(name) and not any(path.startswith(inside) or inside.startswith(path) for path in included)
+
+    for directory, directories, files in os.walk(root):
+        above = "" if Path(directory) == root else f"{Path(directory).relative_to(root).as_posix()}/"
+        directories[:] = [name for name in directories if not closed(above + name)]
+        for name in (above + file for file in files):
+            if name in ALWAYS or not left_out(name):
+                yield name, root / name
 
 
 def archive(entries: dict[str, Path]) -> bytes:
