@@ -40,26 +40,35 @@ def _compile(source: bytes | str, filename: str, mode: str) -> object:
 for _module in (ansible_mitogen.module_finder, mitogen.master, jinja2.environment):
     vars(_module)["compile"] = _compile
 
+
+def _named(*actions: str) -> set[str]:
+    return {f"{collection}{action}" for collection in ("", "ansible.builtin.") for action in actions}
+
+
 # What these do they do on the control node.
-COMPUTING = {
-    f"{collection}{action}"
-    for collection in ("", "ansible.builtin.")
-    for action in ("assert", "debug", "fail", "include_role", "include_tasks", "set_fact", "validate_argument_spec")
-}
+COMPUTING = _named("assert", "debug", "fail", "include_role", "include_tasks", "set_fact", "validate_argument_spec")
+# What these do they ask the process for that reads the playbook, and wait for its answer.
+ASKING = _named("add_host", "group_by")
+# So many hosts may wait for each other.
+FEW = 2
 
 
 class StrategyModule(MitogenLinear):  # type: ignore[misc]
-    """Two thirds of a role's tasks do nothing on a host: they only compute, or they are skipped.
+    """Ansible gives each task of each host a copy of the process that reads the playbook: no host waits for another.
 
-    These are carried out in the process that reads the playbook. Others get a copy of it each, as with Ansible all do.
+    With few hosts this process carries out everything itself, one host after the other: a fifth less of processor time
+    (on finished hosts 6.8 and 5.3 s for role chatbot on one, 4.9 and 4.0 s for role postgresql on two), as what it has
+    loaded and compiled is not forgotten with each copy. With more it does so with the two thirds of a role's tasks that
+    do nothing on a host: they only compute, or they are skipped.
     """
 
     def _queue_task(self, host: Any, task: Any, task_vars: dict[str, Any], play_context: Any) -> None:
         own = task.copy(exclude_parent=True, exclude_tasks=True)
         own._parent = task._parent
         own.squash()
+        here = own.action in COMPUTING or (len(self._hosts_cache) <= FEW and own.action not in ASKING)
         with TaskContext.create(task=own, task_vars=task_vars.copy(), host_name=host.name) as context:
-            if here := own.action in COMPUTING or self._is_skipped(own, context.task_vars):
+            if here := here or self._is_skipped(own, context.task_vars):
                 self._carry_out(host, task, own, task_vars, play_context)
         if not here:
             super()._queue_task(host, task, task_vars, play_context)
