@@ -8,6 +8,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from . import application, helpers, images, settled
 from .docker import CACHE, REPOSITORY, TestbedError, docker, execute, inspect, lock, run, say, wait_until
@@ -31,6 +32,7 @@ class Host:
         user: account that Ansible logs in with; a bare host knows only root.
         package_lists: whether apt's lists are there, as on some providers' images and not on others.
         pulls_image: whether the host gets the application from the registry, by its digest, instead of building it.
+        variables: inventory variables of this host beyond those that all test hosts have.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Host:
     user: str = "root"
     package_lists: bool = True
     pulls_image: bool = False
+    variables: dict[str, Any] = field(default_factory=dict)
 
     def image(self) -> str:
         """Return the name of the image for the suite."""
@@ -141,7 +144,7 @@ def _write_inventory(
         shutil.copy(path, trust)
     (trust / "testbed.crt").write_text(helpers.acme_authority())
     checked = f"-o UserKnownHostsFile={keys / 'known_hosts'} -o StrictHostKeyChecking=yes"
-    hosts: dict[str, dict[str, str | list[str]]] = {}
+    hosts: dict[str, dict[str, Any]] = {}
     groups: dict[str, dict[str, dict[str, None]]] = {}
     for name, (host, address) in found.items():
         hosts[name] = {
@@ -154,6 +157,7 @@ def _write_inventory(
         }
         if host.pulls_image:
             hosts[name] |= {"chatbot_image": image, "docker_insecure_registries": [application.REGISTRY]}
+        hosts[name] |= host.variables
         for group in host.groups:
             groups.setdefault(group, {}).setdefault("hosts", {})[name] = None
     inventory = {
