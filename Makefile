@@ -7,6 +7,8 @@ MAKEFLAGS += --no-print-directory
 # The tools of .venv come first. Ansible wants UTF-8, whatever the machine's locale is.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
+# What has been compiled once is kept, also where the machine's images say otherwise: some targets start Python thousands of times.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help
 help:  ## Show this list
