@@ -154,7 +154,7 @@ def test_a_scenario_that_would_not_be_through_in_time_is_skipped_with_the_reason
     slow = runner.Job("slow", [["sleep", "2"]], 10.0, directory=tmp_path, scenario=True)
     long = runner.Job("long", [["false"]], 10.0, directory=tmp_path, scenario=True)
     short = runner.Job("short", [["true"]], 10.0, directory=tmp_path, scenario=True)
-    asyncio.run(run.perform_all([check, slow, long, short], at_once=1))
+    asyncio.run(run.perform_all([check, slow, long, short], runner.Places(1, 1)))
     # `slow` has taken twice its time: so will `long`, which is too much for this minute, and `short`, which is not.
     assert [job.status for job in (check, slow, long, short)] == ["passed", "passed", "skipped", "passed"]
     assert run.summary() == 0
@@ -176,6 +176,46 @@ def test_a_scenario_that_is_not_through_is_ended_and_skipped_unless_a_test_has_f
     command = ["sh", "-c", f"echo '{said}'; sleep 30"]
     one = runner.Job("one", [command], 20.0, directory=tmp_path, scenario=True, clean_up=["true"])
     check = runner.Job("check", [["true"]], 10.0, directory=tmp_path)
-    asyncio.run(run.perform_all([check, one], at_once=1))
+    asyncio.run(run.perform_all([check, one], runner.Places(1, 1)))
     assert one.status == status
     assert run.summary() == (status == "timeout")
+
+
+def test_idle_processors_make_room_and_busy_ones_take_it_back(runner: ModuleType) -> None:
+    places = runner.Places(3, 5)
+    now = idle_ticks = 0
+
+    def after(seconds: int, idle: float) -> int:
+        """The number of places after so many seconds with such a share of two processors idle."""
+        nonlocal now, idle_ticks
+        for _ in range(0, seconds, 5):
+            now, idle_ticks = now + 5, idle_ticks + round(1000 * idle)
+            places.adapt(float(now), idle_ticks, now * 200)
+        return int(places.number)
+
+    assert after(15, 0.5) == 3, "too short to tell"
+    assert after(10, 0.5) == 4
+    assert after(15, 0.5) == 4, "what was before it changed does not count"
+    assert after(10, 0.5) == 5
+    assert after(60, 0.5) == 5, "no more than that"
+    assert after(60, 0.05) == 5, "neither idle nor full"
+    assert after(25, 0.0) == 4
+    assert after(60, 0.0) == 3
+    assert after(60, 0.0) == 3, "no less than that"
+
+
+def test_no_more_run_side_by_side_than_there_is_room(runner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    most, now = 0, 0
+
+    async def perform(_run: Any, job: Any) -> None:
+        nonlocal most, now
+        now += 1
+        most = max(most, now)
+        await asyncio.sleep(0.01)
+        now -= 1
+        job.status = "passed"
+
+    monkeypatch.setattr(runner.Run, "perform", perform)
+    jobs = [runner.Job(str(number), [["true"]], 10.0) for number in range(9)]
+    asyncio.run(runner.Run().perform_all(jobs, runner.Places(3, 3)))
+    assert (most, {job.status for job in jobs}) == (3, {"passed"})
