@@ -65,13 +65,17 @@ def play(host: Any, playbook: Path | str, *arguments: str, **variables: Any) -> 
 
 def run_as_scenario(command: list[str], limit: float = 900) -> Played:
     """Run a command that plays, for at most `limit` seconds, with the strategy that play() would take."""
-    strategy = _STRATEGY if _PLAYS_LIKE_MOLECULE else {}
-    return _run(command, operators_environment() | strategy, limit)
+    return _run(command, scenarios_environment(), limit)
 
 
 def run_as_operator(command: list[str], limit: float = 900) -> Played:
     """Run a command in the repository as after `source .venv/bin/activate`, for at most `limit` seconds."""
     return _run(command, operators_environment(), limit)
+
+
+def scenarios_environment() -> dict[str, str]:
+    """Return the operator's environment, and with it the strategy that play() would take."""
+    return operators_environment() | (_STRATEGY if _PLAYS_LIKE_MOLECULE else {})
 
 
 def operators_environment() -> dict[str, str]:

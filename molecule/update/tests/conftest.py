@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 from crowd import Crowd
 from testbed import helpers
-from testbed.verify import REPOSITORY, Played, command_of, eventually, operators_environment, play
+from testbed.verify import (
+    REPOSITORY,
+    Played,
+    command_of,
+    eventually,
+    operators_environment,
+    play,
+    scenarios_environment,
+)
 
 SETTINGS = REPOSITORY / "molecule/update/vars/update.yml"
 # The scenario's settings, and all of its hosts: those of the scenario `cluster` make one site.
@@ -81,11 +89,11 @@ def operator(host: Any) -> Any:
 
 
 class Running:
-    """A playbook that is under way, to be interrupted."""
+    """A playbook that is under way."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
+    def __init__(self, command: list[str], log: Path, environment: dict[str, str]) -> None:
         # Without it a task's name is printed only when its first result is there, which is too late to interrupt it.
-        environment = operators_environment() | {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"}
+        environment = environment | {"ANSIBLE_DISPLAY_SKIPPED_HOSTS": "true"}
         self.log = log
         with log.open("w") as output:
             self.process = subprocess.Popen(
@@ -119,12 +127,17 @@ class Running:
 
 @pytest.fixture
 def begin(host: Any, tmp_path: Path) -> Any:
-    """Begin one of the operator's playbooks; the test interrupts it."""
+    """Begin one of the operator's playbooks.
+
+    The test interrupts it, and so it has Ansible's own strategy, whose connections end as an operator's do; one that
+    it only watches has the scenario's.
+    """
     begun: list[Running] = []
 
-    def start(name: str, *arguments: str) -> Running:
+    def start(name: str, *arguments: str, interrupted: bool = True) -> Running:
         command = command_of(host, f"playbooks/{name}.yml", *EXTRA, *arguments)
-        begun.append(Running(command, tmp_path / f"{len(begun)}.log"))
+        environment = operators_environment() if interrupted else scenarios_environment()
+        begun.append(Running(command, tmp_path / f"{len(begun)}.log", environment))
         return begun[-1]
 
     yield start

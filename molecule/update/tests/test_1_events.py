@@ -115,7 +115,10 @@ def test_new_release_dies_while_it_is_watched(host, crowd, begin, source):
     colour = "green" if before["colour"] == "blue" else "blue"
     with crowd.event("container dies in the bake") as event:
         running = begin(
-            "rolling_update", f"--extra-vars=chatbot_source={source('dying')}", "--extra-vars=chatbot_bake_seconds=60"
+            "rolling_update",
+            f"--extra-vars=chatbot_source={source('dying')}",
+            "--extra-vars=chatbot_bake_seconds=60",
+            interrupted=False,
         )
         running.reaches(WATCHED)
         host.check_output("docker update --restart=no chatbot-%s && docker kill chatbot-%s", colour, colour)
