@@ -43,7 +43,7 @@ inventory: tools  ## A new inventory with fresh, encrypted secrets: make invento
 	@tools/new-inventory
 
 .PHONY: test
-test:  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (44 minutes on two cores)
+test:  ## Every test: linters, unit tests, all roles and the whole site on fresh hosts (41 minutes on two cores)
 	@tools/bootstrap --with-node --with-browser --with-valkey
 	@tools/test
 
