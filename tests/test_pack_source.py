@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,6 +63,26 @@ def test_dockerignore_decides(tmp_path: Path, rules: str, packed: set[str]) -> N
     (tmp_path / "app/.dockerignore").write_text(rules)
     _, names = pack(tmp_path / "app", tmp_path)
     assert names - {"Dockerfile", ".dockerignore"} == packed
+
+
+def test_what_is_left_out_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("pack_source", PROGRAM)
+    assert spec is not None
+    assert spec.loader is not None
+    program = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(program)
+    write(tmp_path, "Dockerfile", "ca/one.crt", "web/node_modules/module/index.js")
+    (tmp_path / ".dockerignore").write_text("*\n!ca/*.crt")
+    looked: list[str] = []
+    scan = os.scandir
+
+    def scandir(path: str) -> Any:
+        looked.append(os.path.relpath(path, tmp_path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert {name for name, _ in program.source_files(tmp_path)} == {"Dockerfile", ".dockerignore", "ca/one.crt"}
+    assert sorted(looked) == [".", "ca"]
 
 
 def test_name_depends_on_what_is_packed_alone(tmp_path: Path) -> None:

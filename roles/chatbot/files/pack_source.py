@@ -42,14 +42,14 @@ def ignore_lines(root: Path) -> list[str]:
     return [line for line in lines if line and not line.startswith("#")]
 
 
-def ignore_rules(root: Path) -> list[tuple[re.Pattern[str], bool]]:
+def ignore_rules(lines: list[str]) -> list[tuple[re.Pattern[str], bool]]:
     """Return .dockerignore as (pattern, whether it leaves out), in the file's order: the last match decides."""
-    return [(pattern(line.lstrip("!")), not line.startswith("!")) for line in ignore_lines(root)]
+    return [(pattern(line.lstrip("!")), not line.startswith("!")) for line in lines]
 
 
-def included_paths(root: Path) -> list[str]:
+def included_paths(lines: list[str]) -> list[str]:
     """Return what the lines of .dockerignore with a `!` begin with, as far as it is no pattern."""
-    return [re.split(r"[*?]", line[1:].strip("/"))[0] for line in ignore_lines(root) if line.startswith("!")]
+    return [re.split(r"[*?]", line[1:].strip("/"))[0] for line in lines if line.startswith("!")]
 
 
 def source_files(root: Path) -> Iterator[tuple[str, Path]]:
@@ -58,7 +58,8 @@ def source_files(root: Path) -> Iterator[tuple[str, Path]]:
     A directory that is left out is not looked into where no line brings back anything below: node_modules alone has
     18,000 files.
     """
-    rules, included = ignore_rules(root), included_paths(root)
+    lines = ignore_lines(root)
+    rules, included = ignore_rules(lines), included_paths(lines)
 
     def left_out(name: str) -> bool:
         verdicts = [leaves_out for rule, leaves_out in rules if rule.fullmatch(name)]
