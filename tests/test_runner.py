@@ -204,6 +204,18 @@ def test_idle_processors_make_room_and_busy_ones_take_it_back(runner: ModuleType
     assert after(60, 0.0) == 3, "no less than that"
 
 
+def test_room_depends_on_this_machines_processors(runner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, total = runner.processor_times()
+    assert 0 < idle < total
+    ticks = iter([(0, 0), (50, 100)])
+    monkeypatch.setattr(runner, "processor_times", lambda: next(ticks))
+    monkeypatch.setattr(runner, "MEASURED", 1e-9)
+    places = runner.Places(3, 4)
+    assert [places.free(3), places.free(3)] == [False, True]
+    # Who says how many gets so many, whatever the processors do.
+    assert not runner.Places(3, 3).free(3)
+
+
 def test_no_more_run_side_by_side_than_there_is_room(runner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     most, now = 0, 0
 
