@@ -14,6 +14,7 @@ from typing import Any
 import ansible.collections  # type: ignore[import-untyped]
 import jinja2.environment
 import mitogen.master
+import mitogen.minify
 from ansible._internal._task import TaskContext  # type: ignore[import-untyped]
 from ansible.executor.task_executor import TaskExecutor  # type: ignore[import-untyped]
 from ansible.plugins.loader import get_plugin_loader_namespace  # type: ignore[import-untyped]
@@ -39,6 +40,17 @@ def _compile(source: bytes | str, filename: str, mode: str) -> object:
 
 for _module in (ansible_mitogen.module_finder, mitogen.master, jinja2.environment):
     vars(_module)["compile"] = _compile
+
+# And each play takes the comments out of Mitogen's own sources, a fifth of a second, before they go to a host.
+_minimize = mitogen.minify.minimize_source
+
+
+def _minimized(source: bytes | str) -> object:
+    text = source.decode() if isinstance(source, bytes) else source
+    return _kept.code(f"without comments: {text}".encode(), lambda: _minimize(text))
+
+
+vars(mitogen.minify)["minimize_source"] = _minimized
 
 
 def _named(*actions: str) -> set[str]:
