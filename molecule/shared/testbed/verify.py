@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+SHARED = REPOSITORY / "molecule/shared"
 PROGRAMS = Path(sys.executable).parent
 # Of the run of Molecule that a test is a part of.
 _STRATEGY = {name: os.environ[name] for name in ("ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS") if name in os.environ}
@@ -39,7 +40,7 @@ def command_of(host: Any, playbook: Path | str, *arguments: str, **variables: An
     """Return the command that runs a playbook against the host under test; see play()."""
     known = host.ansible.get_variables()
     return [
-        str(PROGRAMS / "ansible-playbook"),
+        "ansible-playbook",
         f"--inventory={known['testbed_directory']}/hosts.yml",
         f"--limit={known['inventory_hostname']}",
         f"--extra-vars={json.dumps(variables)}",
@@ -75,7 +76,11 @@ def run_as_operator(command: list[str], limit: float = 900) -> Played:
 
 def scenarios_environment() -> dict[str, str]:
     """Return the operator's environment, and with it the strategy that play() would take."""
-    return operators_environment() | (_STRATEGY if _PLAYS_LIKE_MOLECULE else {})
+    environment = operators_environment()
+    if _PLAYS_LIKE_MOLECULE:
+        environment |= _STRATEGY
+        environment["PATH"] = f"{SHARED}/bin:{environment['PATH']}"
+    return environment
 
 
 def operators_environment() -> dict[str, str]:
