@@ -38,7 +38,7 @@ PLAYBOOK = """
       changed_when: false
     - name: Time passes
       ansible.builtin.command:
-        argv: [sleep, "600"]
+        argv: [sleep, "120"]
       when: wait is defined
       changed_when: false
 """
@@ -214,3 +214,19 @@ def test_a_server_ends_when_its_socket_is_gone(bench: Bench) -> None:
     assert eventually(lambda: not lives(server))
     assert not lives(play)
     assert caller.wait(timeout=60) != 0
+
+
+@pytest.mark.timeout(180)
+def test_a_server_that_breaks_down_says_why(bench: Bench) -> None:
+    caller = bench.begin("--extra-vars=wait=true")
+    play = waits(caller)
+    (socket,) = bench.sockets()
+    server = int(Path(f"/proc/{play}/stat").read_text().rpartition(")")[2].split()[1])
+    socket.with_suffix(".log").write_text("This is why.\n")
+    os.kill(server, signal.SIGKILL)
+    assert caller.wait(timeout=60) == 1
+    os.killpg(play, signal.SIGKILL)
+    output, _ = caller.communicate(timeout=60)
+    assert output.endswith("has ended before this play; it said:\nThis is why.\n\n")
+    # Its socket does not answer: what comes is played without it.
+    assert bench.play()[0] == 0

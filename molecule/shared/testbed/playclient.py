@@ -86,7 +86,8 @@ def ask(server: socket.socket, arguments: list[str]) -> int:
         signal.signal(number, lambda number, _frame: server.sendall(bytes([number])))
     told = server.recv(CODE.size)
     if len(told) < CODE.size:
-        sys.exit("testbed: the play server has ended before its play")
+        with open(f"{path_of_server()}.log") as log:  # noqa: PTH123
+            sys.exit(f"testbed: the process that has Ansible loaded has ended before this play; it said:\n{log.read()}")
     code: int = CODE.unpack(told)[0]
     return code
 

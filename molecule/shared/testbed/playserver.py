@@ -101,8 +101,13 @@ class Server:
 
     def signalled(self, end: int) -> None:
         """Pass a caller's signals on. A caller that has gone cannot take the result: its play ends."""
+        if end not in self.plays:
+            return  # both ended at once
         play, caller = self.plays[end]
-        numbers = caller.recv(16)
+        try:
+            numbers = caller.recv(16)
+        except OSError:
+            numbers = b""
         for number in numbers:
             os.kill(play, number)
         if not numbers:
