@@ -60,6 +60,11 @@ def lives(process: int) -> bool:
         return False
 
 
+def parent(process: int) -> int:
+    """Return the process that has made a process."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def without_times(played: tuple[int, str]) -> tuple[int, str]:
     """Leave out when a command began and ended."""
     return played[0], re.sub(r"'?\d+[-:]\S+'?( \S+)?", "", played[1])
@@ -93,6 +98,8 @@ class Bench:
         command: tuple[str, ...] = PLAY,
         said: str = "said: nothing",
         served: bool = True,
+        directory: Path | None = None,
+        umask: int = 0o22,
         **environment: str,
     ) -> subprocess.Popen[str]:
         """Start a play with these extra variables on its standard input, or another command."""
@@ -115,7 +122,8 @@ class Bench:
             process = subprocess.Popen(
                 [*command, *arguments],
                 env=environment,
-                cwd=self.home,
+                cwd=directory or self.home,
+                umask=umask,
                 stdin=standard_input,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -138,6 +146,8 @@ class Bench:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     made = Bench(tmp_path_factory.mktemp("bench"))
+    # Starts a server, which has its surroundings; whoever comes after has others.
+    assert made.play(directory=made.servers, WHO="Bob")[0] == 0
     yield made
     for process in made.begun:
         process.kill()
@@ -150,16 +160,16 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     ("arguments", "said", "told"),
     [
         # A file in the caller's directory, its standard input, its environment, its umask.
-        (["--extra-vars=@here.yml"], "said: aloud", "Ann in 0022 at home, aloud"),
+        (["--extra-vars=@here.yml"], "said: aloud", "Ann in 0027 at home, aloud"),
         (["--extra-vars=code=3"], "said: nothing", "The command exited with a non-zero return code."),
         (["--nonsense"], "said: nothing", "unrecognized arguments: --nonsense"),
     ],
 )
 def test_a_play_is_as_without_a_server(bench: Bench, arguments: list[str], said: str, told: str) -> None:
     (bench.home / "here.yml").write_text("where: home\n")
-    own = bench.play(*arguments, said=said, served=False, WHO="Ann")
+    own = bench.play(*arguments, said=said, served=False, umask=0o27, WHO="Ann")
     assert told in own[1]
-    assert without_times(bench.play(*arguments, said=said, WHO="Ann")) == without_times(own)
+    assert without_times(bench.play(*arguments, said=said, umask=0o27, WHO="Ann")) == without_times(own)
     assert len(bench.sockets()) == 1
     # What Ansible makes there for a process is removed at its end; the server has not ended.
     assert len(list((bench.home / ".ansible/tmp").iterdir())) == 1
@@ -208,7 +218,7 @@ def test_a_server_ends_when_its_socket_is_gone(bench: Bench) -> None:
     caller = bench.begin("--extra-vars=wait=true")
     play = waits(caller)
     (socket,) = bench.sockets()
-    server = int(Path(f"/proc/{play}/stat").read_text().rpartition(")")[2].split()[1])
+    server = parent(play)
     assert str(socket) in Path(f"/proc/{server}/cmdline").read_text()
     socket.unlink()
     assert eventually(lambda: not lives(server))
@@ -221,7 +231,7 @@ def test_a_server_that_breaks_down_says_why(bench: Bench) -> None:
     caller = bench.begin("--extra-vars=wait=true")
     play = waits(caller)
     (socket,) = bench.sockets()
-    server = int(Path(f"/proc/{play}/stat").read_text().rpartition(")")[2].split()[1])
+    server = parent(play)
     socket.with_suffix(".log").write_text("This is why.\n")
     os.kill(server, signal.SIGKILL)
     assert caller.wait(timeout=60) == 1
