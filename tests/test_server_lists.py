@@ -12,7 +12,7 @@ from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "molecule/shared"))
 
-from testbed import server_lists
+from testbed import server_lists, settled
 
 PACKAGES = [
     {"Package": "nginx", "Section": "httpd", "Depends": "nginx-common (<< 1.26.3-3.1~), libc6 (>= 2.38)"},
@@ -71,3 +71,9 @@ def test_all_that_roles_and_scenarios_install_is_known() -> None:
     assert len(literal) > 20
     # Of a package source that the scenario adds for itself.
     assert literal - set(server_lists.INSTALLED.split()) <= {"postgresql=15+*", "postgresql-15"}
+
+
+def test_no_host_begins_with_what_a_role_installs() -> None:
+    """Otherwise no test would see that a role has forgotten it."""
+    for libraries in settled.LIBRARIES.values():
+        assert not set(libraries.split()) & set(server_lists.INSTALLED.split())
