@@ -73,11 +73,13 @@ def without_times(played: tuple[int, str]) -> tuple[int, str]:
 def waits(caller: subprocess.Popen[str]) -> int:
     """Wait until a play waits; return its process."""
     assert caller.stdout is not None
-    play = 0
+    play, asked = 0, False
     for line in caller.stdout:
         if found := re.search(r"process (\d+)", line):
             play = int(found[1])
-        if "Host is asked" in line:
+        asked = asked or "Host is asked" in line
+        # The last that it prints before time passes.
+        if asked and line.startswith("ok: "):
             return play
     raise AssertionError(caller.poll())
 
