@@ -73,6 +73,12 @@ def wait_for_banner(host: Any, seconds: float) -> bool:
     return False
 
 
+def neighbour_of(host: Any) -> str:
+    """Return the container of the other host under test."""
+    name = host.ansible.get_variables()["inventory_hostname"]
+    return {"debian13": "firewall-debian12", "debian12": "firewall-debian13"}[name]
+
+
 def namespace_answers(host: Any, port: int) -> bool:
     """Return whether the application's container reaches a port of the bridge's address."""
     probe = f"import socket; socket.create_connection(('{GATEWAY}', {port}), timeout=2)"
@@ -82,7 +88,8 @@ def namespace_answers(host: Any, port: int) -> bool:
 def own_rules(host: Any) -> str:
     """Return the loaded rules without counters and learned addresses."""
     chains = [
-        f"nft --stateless list chain inet chatbot_firewall {chain}" for chain in ("ssh", "input", "to_containers")
+        f"nft --stateless list chain inet chatbot_firewall {chain}"
+        for chain in ("ssh", "input", "to_containers", "output")
     ]
     return host.check_output(" && ".join(chains))
 
@@ -159,8 +166,7 @@ def test_a_flood_of_ssh_connections_is_cut(host: Any) -> None:
 @pytest.mark.usefixtures("container")
 def test_a_neighbour_reaches_published_ports_but_no_container_by_its_address(host: Any) -> None:
     """The neighbour sends packets for the containers' network through this host, as any machine beside it can."""
-    name = host.ansible.get_variables()["inventory_hostname"]
-    neighbour = {"debian13": "firewall-debian12", "debian12": "firewall-debian13"}[name]
+    neighbour = neighbour_of(host)
     connect = "python3 -c 'import socket; socket.create_connection((\"{}\", 8000), timeout=2)' && echo in || echo out"
     publish = (
         "add table ip published; add chain ip published c { type nat hook prerouting priority dstnat; };"
@@ -168,6 +174,8 @@ def test_a_neighbour_reaches_published_ports_but_no_container_by_its_address(hos
     )
     host.check_output("sysctl -qw net.ipv4.ip_forward=1 && ip -n app route add default via %s", GATEWAY)
     host.check_output("systemd-run --quiet --collect --unit=test-app ip netns exec app python3 -m http.server 8000")
+    # A machine beside it need not have these rules.
+    execute(neighbour, "nft flush chain inet chatbot_firewall output")
     execute(neighbour, f"ip route replace 172.30.10.0/24 via {address(host)}")
     try:
         eventually(lambda: host.run("ip netns exec app ss -Hltn sport = :8000 | grep -q .").succeeded)
@@ -177,9 +185,25 @@ def test_a_neighbour_reaches_published_ports_but_no_container_by_its_address(hos
         host.check_output("nft delete table inet chatbot_firewall")
         assert execute(neighbour, connect.format("172.30.10.2")) == "in", "without the rule it would have worked"
     finally:
-        execute(neighbour, "ip route del 172.30.10.0/24")
+        execute(neighbour, "ip route del 172.30.10.0/24; systemctl restart chatbot-firewall.service")
         host.run("nft delete table ip published; systemctl stop test-app; ip -n app route del default")
         host.check_output("systemctl restart chatbot-firewall.service")
+
+
+def test_what_is_meant_for_the_application_does_not_leave_the_host(host: Any) -> None:
+    """Docker makes the bridge after nginx has started; until then somebody outside may have the address, and answer."""
+    neighbour = neighbour_of(host)
+    connect = "python3 -c \"import socket; socket.create_connection(('172.30.10.2', 22), timeout=3)\""
+    host.run("ip netns del app; ip link del br-chatbot")
+    execute(neighbour, "ip addr add 172.30.10.2/32 dev lo")
+    host.check_output("ip route replace 172.30.10.0/24 via %s", execute(neighbour, "hostname --ip-address").split()[0])
+    try:
+        assert "ConnectionRefusedError" in host.run(connect).stderr
+        host.check_output("nft flush chain inet chatbot_firewall output")
+        host.check_output(connect)
+    finally:
+        host.run("ip route del 172.30.10.0/24; systemctl restart chatbot-firewall.service")
+        execute(neighbour, "ip addr del 172.30.10.2/32 dev lo")
 
 
 def test_foreign_tables_and_name_resolution_survive(host: Any) -> None:
