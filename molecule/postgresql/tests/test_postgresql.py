@@ -131,6 +131,21 @@ def test_killed_postmaster_comes_back(host, as_app):
     eventually(lambda: "\npg_up 1" in metrics(host))
 
 
+def test_after_a_power_cut_the_number_of_another_process_does_not_keep_it_down(host, as_app):
+    """Debian's pg_ctlcluster takes a thread of the exporter for the cluster: `postgres` is in its command line."""
+    file = host.check_output("echo /var/lib/postgresql/*/main/postmaster.pid")
+    unit = f"postgresql@{file.split('/')[4]}-main"
+    thread = host.check_output("ls /proc/$(systemctl show -P MainPID prometheus-postgres-exporter)/task").split()[-1]
+    left = host.check_output("cat %s", file).splitlines()
+    host.check_output("systemctl stop %s", unit)
+    host.check_output("printf '%%s\\n' %s > %s && chown postgres: %s", "\n".join([thread, *left[1:]]), file, file)
+    host.check_output("systemctl start %s", unit)
+    assert as_app("SELECT 1").stdout.strip() == "1"
+    # It leaves the number of its own postmaster alone, and so the file.
+    host.check_output("postgresql-forget-pid %s", unit.partition("@")[2])
+    assert host.check_output("head -1 %s", file) not in ("", thread)
+
+
 def test_killed_exporter_comes_back(host):
     pid = host.check_output("systemctl show -P MainPID prometheus-postgres-exporter")
     host.check_output("kill -9 %s", pid)
