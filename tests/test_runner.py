@@ -115,13 +115,18 @@ def test_the_last_line_is_the_count(runner: ModuleType, finished: Any, capsys: p
 
 def test_the_summary_says_what_failed(runner: ModuleType, finished: Any, capsys: pytest.CaptureFixture[str]) -> None:
     log = "TASK [nginx : Configuration] ****\nfatal: [debian12]: FAILED! => {}\nFAILED a.py::test_b - assert 1 == 2\n"
+    log = "FAILED - RETRYING: [debian12]: It is ready (9 retries left).\n" + log
+    log += "2026/11/27 23:01:14 [error] 71#71: *5 upstream prematurely closed connection\n"
+    log += "2026/11/27 23:01:15 [notice] 71#71: signal process started\n"
     run = runner.Run()
     run.jobs = [finished("failed", f"{log}=== 1 failed in 1.00s ===\n")]
     assert run.summary() == 1
     told = capsys.readouterr().out.split("Not passed: ")[1].splitlines()
-    assert told[1:3] == [
+    assert told[1:5] == [
         "  job: [nginx : Configuration] fatal: [debian12]: FAILED! => {}",
         "  job: FAILED a.py::test_b - assert 1 == 2",
+        "  job: 2026/11/27 23:01:14 [error] 71#71: *5 upstream prematurely closed connection",
+        "",
     ]
 
 
