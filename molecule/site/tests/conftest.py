@@ -1,38 +1,17 @@
 """What the tests of the whole site share: a client that comes from outside, and a way to run playbooks."""
 
 import re
-import shlex
 import time
 import uuid
 
 import pytest
 from testbed import helpers, restic_keys
 from testbed.chat import ChatClient, ChatError
+from testbed.said import pytest_runtest_makereport  # noqa: F401 - a hook
 from testbed.verify import command_of, run_as_operator
 
 # A question with a long answer, whatever model answers it.
 STORY = "Write a long story about a lighthouse keeper, in at least ten sentences."
-
-
-# What the host has to say about a failed test; nothing of it is there any more when somebody reads the result.
-SAID = (
-    "uptime; free -m; docker ps -a --format '{{.Names}} {{.Status}}'; tail -n 20 /var/log/nginx/error.log; "
-    "journalctl --quiet --no-pager --since -3min --lines 60 --output cat"
-    " CONTAINER_NAME=chatbot-blue + CONTAINER_NAME=chatbot-green"
-)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item):
-    """Keep what the host says beside the traceback."""
-    report = yield
-    if report.when == "call" and report.failed and (host := item.funcargs.get("host")):
-        try:
-            said = host.run(f"timeout 30 sh -c {shlex.quote(SAID)}").stdout
-        except Exception as error:
-            said = f"nothing: {error!r}"
-        report.sections.append(("What the host says", said))
-    return report
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from crowd import Crowd
 from testbed import helpers
+from testbed.said import pytest_runtest_makereport  # noqa: F401 - a hook
 from testbed.verify import (
     REPOSITORY,
     Played,
