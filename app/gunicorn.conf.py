@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from chatbot.logs import logging_config
+from chatbot.logs import LossyHandler, logging_config
 from chatbot.settings import SettingsError, load_settings
 
 try:
@@ -45,7 +45,7 @@ limit_request_line = 8190  # a search for 200 characters may need 2400 bytes
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - never a disk that can stall
 control_socket_disable = True
 logger_class = "chatbot.worker.Log"
-logconfig_dict = logging_config(_settings.log_level)
+logconfig_dict = logging_config(_settings.log_level, LossyHandler)
 
 
 def on_starting(_server: Any) -> None:

@@ -165,8 +165,11 @@ def process(*command: str, **options: Any) -> Iterator["subprocess.Popen[str]"]:
 
 
 @contextlib.contextmanager
-def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
-    """The application under its real server, migrated and ready to serve; gives its base URL."""
+def gunicorn(variables: dict[str, str], directory: Path, pipe: int | None = None) -> Iterator[str]:
+    """The application under its real server, migrated and ready to serve; gives its base URL.
+
+    It logs to a file of the directory, or to a pipe.
+    """
     url = f"http://127.0.0.1:{(port := free_port())}"
     variables = (
         os.environ
@@ -178,7 +181,7 @@ def gunicorn(variables: dict[str, str], directory: Path) -> Iterator[str]:
     make_token(settings)
     with (
         (directory / "gunicorn.log").open("w") as log,
-        process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=log, stderr=log, text=True),
+        process(sys.executable, "-m", "gunicorn", cwd=APP, env=variables, stdout=pipe or log, stderr=log, text=True),
     ):
         with contextlib.suppress(AssertionError):
             eventually(lambda: answers(url), 120)  # a busy machine takes its time

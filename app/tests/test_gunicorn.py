@@ -1,6 +1,7 @@
 """The application under its real server: gunicorn with two gevent workers, on PostgreSQL where it is installed."""
 
 import contextlib
+import fcntl
 import http.client
 import json
 import os
@@ -349,6 +350,26 @@ def test_everything_on_standard_output_is_json(url: str, directory: Path) -> Non
     assert {"Starting gunicorn 27.0.1", "request", "answer ended"} <= {line["message"] for line in lines}
     assert "private words" not in str(lines)
     assert "gunicorn.access" not in {line["logger"] for line in lines}, "one line for each request is enough"
+
+
+def test_a_log_that_nobody_reads_stops_nobody(tmp_path: Path) -> None:
+    """As when Docker's engine is down, which a container's log goes to."""
+    here, there = os.pipe()
+    fcntl.fcntl(there, fcntl.F_SETPIPE_SZ, 4096)
+    variables = environment("http://127.0.0.1:9/v1", f"sqlite:///{tmp_path}/test.db", workers="2")
+    with os.fdopen(here, "rb", buffering=0) as log, gunicorn(variables, tmp_path, there) as second:
+        os.close(there)
+        codes = [status(second, b"{}")[0] for _ in range(60)]
+        # It is read again.
+        text = log.read(65536)
+        while b"had no room" not in text:
+            codes.append(status(second, b"{}")[0])
+            text += log.read(65536)
+    assert set(codes) == {201}
+    lines = [json.loads(line) for line in text.splitlines()]
+    # Each worker counts its own.
+    assert all(line["lines"] > 0 for line in lines if "had no room" in line["message"])
+    assert "request" in {line["message"] for line in lines}
 
 
 def test_signing_in_over_the_wire(url: str, directory: Path) -> None:

@@ -1,8 +1,10 @@
+import fcntl
 import json
 import logging
+import os
 import sys
 
-from chatbot.logs import JsonFormatter, logging_config
+from chatbot.logs import JsonFormatter, LossyHandler, logging_config
 from flask import Flask, g
 
 
@@ -35,6 +37,24 @@ def test_an_exception_is_in_the_line() -> None:
     except ValueError:
         record = logging.getLogger("test").makeRecord("test", logging.ERROR, "file", 1, "oh", (), sys.exc_info())
     assert "ValueError: broken" in json.loads(JsonFormatter().format(record))["exception"]
+
+
+def test_what_has_no_room_is_left_out_and_counted() -> None:
+    here, there = os.pipe()
+    size = fcntl.fcntl(there, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(here, "rb", buffering=0) as reader, os.fdopen(there, "w") as writer:
+        handler = LossyHandler(writer)
+        handler.setFormatter(JsonFormatter())
+        # More than fits: its end comes with what comes next.
+        for message in ("a" * (size + 1000), "b", "c"):
+            handler.emit(logging.makeLogRecord({"msg": message, "levelname": "INFO"}))
+        text = reader.read(size)
+        handler.emit(logging.makeLogRecord({"msg": "d", "levelname": "INFO"}))
+        text += reader.read(size)
+    entries = [json.loads(part) for part in text.splitlines()]
+    assert [entry["message"][:5] for entry in entries] == ["aaaaa", "lines", "d"]
+    assert len(entries[0]["message"]) == size + 1000
+    assert (entries[1]["lines"], entries[1]["level"]) == (2, "warning")
 
 
 def test_the_configuration_silences_what_repeats() -> None:
